@@ -1,0 +1,413 @@
+"""The frozen records that travel between the floors. No behaviour beyond reading and writing.
+
+Units are base units throughout: seconds, bytes, cores, ratios of 0-1. NaN means "not available".
+Times are seconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple, TypeVar
+
+NAN = math.nan
+RecordT = TypeVar("RecordT")
+
+
+class Priority(enum.IntEnum):
+    """The four classes of work, lowest first."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+    CRITICAL = 3
+
+    @classmethod
+    def parse(cls, value: Priority | str | int) -> Priority:
+        """Return the priority named by a member, a name in any case, or a number 0-3.
+
+        Raises
+        ------
+        ValueError
+            If the value names no priority.
+
+        Examples
+        --------
+        >>> Priority.parse("high") is Priority.HIGH
+        True
+        """
+        if isinstance(value, str):
+            member = cls.__members__.get(value.strip().upper())
+            if member is not None:
+                return member
+        elif isinstance(value, int) and not isinstance(value, bool) and value in set(cls):
+            return cls(value)
+        raise ValueError(f"priority {value!r} is not one of low, normal, high, critical; give one of these names")
+
+
+class TaskState(enum.StrEnum):
+    """Where a task is in its life. The last seven are terminal."""
+
+    WAITING = "waiting"
+    PENDING = "pending"
+    RUNNING = "running"
+    RETRY_WAIT = "retry_wait"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+    ABANDONED = "abandoned"
+    LOST = "lost"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether no further transition is possible."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset(
+    {
+        TaskState.COMPLETED,
+        TaskState.FAILED,
+        TaskState.TIMED_OUT,
+        TaskState.CANCELLED,
+        TaskState.SKIPPED,
+        TaskState.ABANDONED,
+        TaskState.LOST,
+    }
+)
+
+
+class SessionState(enum.StrEnum):
+    """What the heartbeat, the process and the end mark tell of a session."""
+
+    LIVE = "live"
+    ENDED = "ended"
+    CRASHED = "crashed"
+
+
+class Sample(NamedTuple):
+    """One reading of the resources: the columns of ``history()``, in this order, all float64."""
+
+    time_seconds: float = NAN
+    monotonic_seconds: float = NAN
+    interval_seconds: float = NAN
+    gap: float = 0.0
+    sample_duration_seconds: float = NAN
+    cpu_limit_cores: float = NAN
+    cpu_utilization_ratio: float = NAN
+    memory_limit_bytes: float = NAN
+    memory_working_set_bytes: float = NAN
+    memory_available_bytes: float = NAN
+    memory_utilization_ratio: float = NAN
+    container_cpu_seconds_total: float = NAN
+    container_cpu_throttled_seconds_total: float = NAN
+    container_memory_usage_bytes: float = NAN
+    container_memory_oom_kills_total: float = NAN
+    system_cpu_utilization_ratio: float = NAN
+    system_cpu_iowait_ratio: float = NAN
+    system_cpu_steal_ratio: float = NAN
+    system_memory_total_bytes: float = NAN
+    system_memory_available_bytes: float = NAN
+    system_swap_used_bytes: float = NAN
+    system_load1: float = NAN
+    pressure_cpu_waiting_seconds_total: float = NAN
+    pressure_memory_waiting_seconds_total: float = NAN
+    pressure_io_waiting_seconds_total: float = NAN
+    filesystem_size_bytes: float = NAN
+    filesystem_avail_bytes: float = NAN
+    filesystem_utilization_ratio: float = NAN
+    disk_read_bytes_total: float = NAN
+    disk_written_bytes_total: float = NAN
+    network_receive_bytes_total: float = NAN
+    network_transmit_bytes_total: float = NAN
+    process_cpu_seconds_total: float = NAN
+    process_memory_rss_bytes: float = NAN
+    process_memory_pss_bytes: float = NAN
+    process_count: float = NAN
+    process_threads: float = NAN
+    process_open_fds: float = NAN
+    recorder_cpu_seconds_total: float = NAN
+    recorder_memory_rss_bytes: float = NAN
+    settings_revision: float = 0.0
+
+
+SAMPLE_COLUMNS: tuple[str, ...] = Sample._fields
+
+#: Columns that only grow; ``history(rates=True)`` adds their change per second.
+COUNTER_COLUMNS: tuple[str, ...] = tuple(name for name in SAMPLE_COLUMNS if name.endswith("_total"))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The effective limits of a process: the minimum of all that bind it, and which one won.
+
+    ``memory_limit_bytes`` is in bytes, ``cpu_limit_cores`` in (fractional) cores. A source is one
+    of ``cgroup2:<path>``, ``cgroup1:<path>``, ``cpuset``, ``affinity``, ``environment:<NAME>``,
+    ``host``.
+    """
+
+    memory_limit_bytes: float
+    cpu_limit_cores: float
+    memory_source: str
+    cpu_source: str
+
+    @property
+    def limit_source(self) -> str:
+        """Both sources in one phrase, for people."""
+        return f"memory: {self.memory_source}, cpu: {self.cpu_source}"
+
+
+class AlertState(enum.StrEnum):
+    """The states of one alert rule on one resource."""
+
+    UNKNOWN = "unknown"
+    OK = "ok"
+    PENDING = "pending"
+    FIRING = "firing"
+    RECOVERING = "recovering"
+
+
+class Severity(enum.StrEnum):
+    """How bad it is."""
+
+    NONE = "none"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class AlertTransition:
+    """One move of one alert. ``kind`` is what people are told: fired, escalated, de-escalated, resolved.
+
+    ``alert_id`` stays the same from fired to resolved. ``value``, ``threshold`` and ``peak`` are in
+    the unit of the rule's column. ``top_processes`` are (pid, name, rss bytes, cpu seconds).
+    """
+
+    alert_id: str
+    rule: str
+    resource: str
+    kind: str
+    from_state: AlertState
+    to_state: AlertState
+    severity: Severity
+    value: float
+    threshold: float
+    peak: float
+    started_seconds: float
+    time_seconds: float
+    message: str
+    top_processes: tuple[tuple[int, str, float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One row of the task table: what is known of a task at one moment.
+
+    Durations are seconds; ``memory_peak_bytes`` is NaN where memory is not attributable. The
+    ``*_source`` fields say how a figure was measured (``thread_time``, ``coroutine_steps``,
+    ``process``, ``unknown``). ``rev`` grows with each change and orders deltas.
+    """
+
+    task_id: str
+    name: str
+    state: TaskState
+    priority: Priority = Priority.NORMAL
+    kind: str = "thread"
+    attempt: int = 0
+    max_attempts: int = 1
+    created_seconds: float = NAN
+    ready_seconds: float = NAN
+    started_seconds: float = NAN
+    finished_seconds: float = NAN
+    queue_seconds: float = NAN
+    wall_seconds: float = NAN
+    cpu_seconds: float = NAN
+    cpu_source: str = "unknown"
+    memory_peak_bytes: float = NAN
+    memory_source: str = "unknown"
+    progress: float = NAN
+    progress_text: str = ""
+    reason: str = ""
+    error: str = ""
+    traceback: str = ""
+    output_tail: str = ""
+    dependencies: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    retry_of: str = ""
+    rev: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTransition:
+    """One move of one task, in order of ``seq`` within its session."""
+
+    seq: int
+    task_id: str
+    attempt: int
+    from_state: str
+    to_state: TaskState
+    time_seconds: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CellRecord:
+    """One execution of one notebook cell. ``cpu_seconds`` is that of the kernel's process tree."""
+
+    cell_id: str
+    number: int
+    first_line: str
+    started_seconds: float
+    finished_seconds: float = NAN
+    wall_seconds: float = NAN
+    cpu_seconds: float = NAN
+    rss_before_bytes: float = NAN
+    rss_after_bytes: float = NAN
+    rss_peak_bytes: float = NAN
+    largest_gap_seconds: float = NAN
+    status: str = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """Something worth knowing that happened: kind, one line for people, and its data."""
+
+    time_seconds: float
+    kind: str
+    message: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """The pool at one moment; ``reason`` says why ``target`` is what it is."""
+
+    workers: int = 0
+    busy: int = 0
+    queued: int = 0
+    min_workers: int = 0
+    max_workers: int = 0
+    target: int = 0
+    reason: str = ""
+    completed: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """Who a session is and how it stands. ``last_seen_seconds`` is the newest heartbeat."""
+
+    session_id: str
+    state: SessionState
+    title: str
+    host: str
+    pid: int
+    started_seconds: float
+    ended_seconds: float = NAN
+    last_seen_seconds: float = NAN
+    limit_source: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """The answer to a verb: whether it was done, and one line that says what happened."""
+
+    ok: bool
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertView:
+    """One alert as a dashboard shows it, from fired to resolved."""
+
+    alert_id: str
+    rule: str
+    resource: str
+    severity: Severity
+    state: AlertState
+    value: float
+    threshold: float
+    peak: float
+    started_seconds: float
+    resolved_seconds: float
+    message: str
+    acknowledged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that a dashboard draws, at one moment. ``tasks`` holds only rows newer than ``since_rev``.
+
+    ``rev`` is what to ask with next. ``settings`` maps lower-case setting names to values;
+    ``thresholds`` maps ``cpu|memory|disk`` to (warning, critical) ratios of 0-1.
+    """
+
+    info: SessionInfo
+    time_seconds: float
+    rev: int
+    sample: Sample | None
+    tasks: tuple[TaskRecord, ...]
+    task_counts: Mapping[str, int]
+    pool: PoolStatus
+    alerts: tuple[AlertView, ...]
+    cells: tuple[CellRecord, ...]
+    settings: Mapping[str, Any]
+    thresholds: Mapping[str, tuple[float, float]]
+    paused: bool = False
+    reset: bool = False
+
+
+def to_json_dict(record: Any) -> dict[str, Any]:
+    """Return a dataclass record as a dict that ``json`` can write: NaN and infinities become None."""
+    return {key: _plain(value) for key, value in asdict(record).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+_ENUM_FIELDS: dict[str, type[enum.Enum]] = {
+    "TaskState": TaskState,
+    "Priority": Priority,
+    "AlertState": AlertState,
+    "Severity": Severity,
+    "SessionState": SessionState,
+}
+
+
+def from_json_dict(cls: type[RecordT], data: Mapping[str, Any]) -> RecordT:
+    """Return the record ``cls`` from what ``to_json_dict`` gave; unknown keys are left out.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a value does not fit its field.
+    """
+    values: dict[str, Any] = {}
+    for item in fields(cls):  # type: ignore[arg-type]
+        if item.name not in data:
+            continue
+        value = data[item.name]
+        kind = str(item.type)
+        if kind == "float":
+            value = NAN if value is None else float(value)
+        elif kind in _ENUM_FIELDS:
+            value = _ENUM_FIELDS[kind](value)
+        elif kind.startswith("tuple["):
+            value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
+        values[item.name] = value
+    return cls(**values)
