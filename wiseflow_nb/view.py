@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import getpass
+import json
+import math
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from wiseflow_nb.records import CommandResult, SessionInfo, Snapshot, TaskRecord
+from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
+from wiseflow_nb.config import Settings, load_settings
+from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
+from wiseflow_nb.records import (
+    NAN,
+    SAMPLE_COLUMNS,
+    AlertTransition,
+    AlertView,
+    CellRecord,
+    CommandResult,
+    EventRecord,
+    PoolStatus,
+    Sample,
+    SessionInfo,
+    SessionState,
+    Snapshot,
+    TaskRecord,
+    TaskState,
+    from_json_dict,
+)
+from wiseflow_nb.resources._ring import RingReader
+from wiseflow_nb.store.commands import send, validate
+from wiseflow_nb.store.frames import alert_frame, cell_frame, event_frame, task_frame
+from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME, sessions_root
+from wiseflow_nb.store.reader import StoreReader, after_the_end, info_from_meta, list_sessions, session_directory
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
+SHOWN_ALERTS = 200
+SHOWN_CELLS = 200
 
 
 class SessionView(Protocol):
@@ -37,7 +74,7 @@ class SessionView(Protocol):
         """One task with everything known (traceback and output included)."""
         ...
 
-    def history(self, **options: Any) -> pd.DataFrame: ...
+    def history(self, *, since: Any = None, until: Any = None, rates: bool = False) -> pd.DataFrame: ...
 
     def task_history(self) -> pd.DataFrame: ...
 
@@ -80,3 +117,383 @@ class SessionView(Protocol):
     def shutdown(self, mode: str = "cancel_pending") -> CommandResult: ...
 
     def close(self) -> None: ...
+
+
+class LocalSession(Protocol):
+    """What ``LocalView`` needs of the session in this process."""
+
+    @property
+    def info(self) -> SessionInfo: ...
+    @property
+    def directory(self) -> Path: ...
+    def now(self) -> float: ...
+    def latest(self) -> Sample | None: ...
+    def task_rev(self) -> int: ...
+    def task_records(self, since_rev: int) -> tuple[TaskRecord, ...]: ...
+    def task_record(self, task_id: str) -> TaskRecord | None: ...
+    def task_counts(self) -> dict[str, int]: ...
+    def pool_status(self) -> PoolStatus: ...
+    def paused(self) -> bool: ...
+    def alert_transitions(self) -> Sequence[AlertTransition]: ...
+    def acknowledged(self) -> frozenset[str]: ...
+    def cell_records(self) -> Sequence[CellRecord]: ...
+    def setting_values(self) -> dict[str, Any]: ...
+    def thresholds(self) -> dict[str, tuple[float, float]]: ...
+    def sync(self) -> bool: ...
+    def perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult: ...
+
+
+class _StoredFrames:
+    """The reading half that both views share: frames and chart data come from the file and the ring."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._reader_lock = threading.Lock()
+        self._reader: StoreReader | None = None
+        self._ring: RingReader | None = None
+
+    def _store(self) -> StoreReader:
+        with self._reader_lock:
+            if self._reader is None:
+                self._reader = StoreReader(self._directory)
+            return self._reader
+
+    def _ring_reader(self) -> RingReader | None:
+        with self._reader_lock:
+            if self._ring is None:
+                # A ring that is not there yet (or not any more) is no sample yet, not an error.
+                with contextlib.suppress(OSError, ValueError, WiseflowError):
+                    self._ring = RingReader(str(self._directory / RING_NAME))
+            return self._ring
+
+    def _barrier(self) -> None:
+        """Before frames are read: let what is on its way arrive."""
+
+    def _latest(self) -> Sample | None:
+        ring = self._ring_reader()
+        return None if ring is None else ring.latest()
+
+    def rows(self, since_seconds: float = -1e18, until_seconds: float = 1e18) -> np.ndarray:
+        """The samples within [since, until]: older ones from the store, the newest from the ring."""
+        import numpy as np
+
+        ring = self._ring_reader()
+        newest = ring.read(0)[1] if ring is not None else np.empty((0, len(SAMPLE_COLUMNS)))
+        parts = [newest]
+        if not len(newest) or newest[0, 0] > since_seconds:
+            stored = self._store().sample_blocks(since_seconds, until_seconds)
+            if len(newest):
+                stored = stored[stored[:, 0] < newest[0, 0]]
+            parts.insert(0, stored)
+        rows = np.concatenate(parts)
+        return rows[(rows[:, 0] >= since_seconds) & (rows[:, 0] <= until_seconds)]
+
+    def series(
+        self, columns: Sequence[str], since_seconds: float, max_points: int = 3600
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        from wiseflow_nb.resources._history import series
+
+        return series(self.rows(since_seconds), columns, since_seconds, max_points)
+
+    def history(self, *, since: Any = None, until: Any = None, rates: bool = False) -> pd.DataFrame:
+        """The samples as a DataFrame with a UTC index; ``since``/``until`` are what pandas reads as a time."""
+        from wiseflow_nb.resources._history import frame
+
+        info = self._store().info(time.time())
+        attrs = {
+            "session_id": info.session_id,
+            "host": info.host,
+            "limit_source": info.limit_source,
+            "wiseflow_nb": wiseflow_version(),
+        }
+        return frame(self.rows(_seconds(since, -1e18), _seconds(until, 1e18)), rates=rates, attrs=attrs)
+
+    def alert_history(self) -> pd.DataFrame:
+        """Every alert transition: one row each, indexed by time."""
+        self._barrier()
+        return alert_frame(self._store().alerts(1_000_000))
+
+    def cell_history(self) -> pd.DataFrame:
+        """Every cell execution: one row each, indexed by its start."""
+        self._barrier()
+        return cell_frame(self._store().cells())
+
+    def events(self) -> pd.DataFrame:
+        """Every event: one row each, indexed by time."""
+        self._barrier()
+        rows = self._store().query("SELECT time_seconds, kind, message, data FROM events ORDER BY id")
+        return event_frame(EventRecord(row[0], row[1], row[2], json.loads(row[3] or "{}")) for row in rows)
+
+    def sessions(self) -> list[SessionInfo]:
+        """Every session of this user, live ones first, newest first."""
+        return list_sessions(self._directory.parent, time.time())
+
+    def open(self, session_id: str) -> SessionView:
+        """A view of another session through its file; the caller closes it."""
+        return StoreView(session_directory(self._directory.parent, session_id))
+
+    def close(self) -> None:
+        """Close the file and the ring."""
+        with self._reader_lock:
+            if self._reader is not None:
+                self._reader.close()
+            if self._ring is not None:
+                self._ring.close()
+            self._reader = self._ring = None
+
+
+class _Verbs:
+    """The verbs of a view, each one command."""
+
+    def _perform(self, verb: str, **arguments: Any) -> CommandResult:
+        raise NotImplementedError
+
+    def cancel(self, task_id: str) -> CommandResult:
+        """Cancel a task."""
+        return self._perform("cancel", task_id=task_id)
+
+    def retry(self, task_id: str) -> CommandResult:
+        """Run a finished task again, as a new one."""
+        return self._perform("retry", task_id=task_id)
+
+    def reprioritise(self, task_id: str, priority: str) -> CommandResult:
+        """Give a task another class: low, normal, high or critical."""
+        return self._perform("reprioritise", task_id=task_id, priority=priority)
+
+    def pause(self) -> CommandResult:
+        """Start no new task until ``resume``."""
+        return self._perform("pause")
+
+    def resume(self) -> CommandResult:
+        """Start tasks again."""
+        return self._perform("resume")
+
+    def resize(self, min_workers: int, max_workers: int) -> CommandResult:
+        """Set the pool's bounds."""
+        return self._perform("resize", min_workers=min_workers, max_workers=max_workers)
+
+    def configure(self, changes: Mapping[str, Any]) -> CommandResult:
+        """Change settings, all or none."""
+        return self._perform("configure", changes=dict(changes))
+
+    def acknowledge(self, alert_id: str) -> CommandResult:
+        """Mark an open alert as seen."""
+        return self._perform("acknowledge", alert_id=alert_id)
+
+    def silence(self, alert_id: str, seconds: float) -> CommandResult:
+        """Keep an open alert quiet for so long."""
+        return self._perform("silence", alert_id=alert_id, seconds=seconds)
+
+    def shutdown(self, mode: str = "cancel_pending") -> CommandResult:
+        """End the session's work: drain, cancel_pending or now."""
+        return self._perform("shutdown", mode=mode)
+
+
+class LocalView(_StoredFrames, _Verbs):
+    """The view of the session in this process: state from memory, frames from its file."""
+
+    def __init__(self, session: LocalSession) -> None:
+        super().__init__(session.directory)
+        self._session = session
+
+    def snapshot(self, since_rev: int = 0) -> Snapshot:
+        """All that is drawn; see ``SessionView.snapshot``."""
+        session = self._session
+        rev = session.task_rev()
+        return Snapshot(
+            info=session.info,
+            time_seconds=session.now(),
+            rev=rev,
+            sample=session.latest(),
+            tasks=session.task_records(since_rev),
+            task_counts=session.task_counts(),
+            pool=session.pool_status(),
+            alerts=alert_views(session.alert_transitions(), session.acknowledged()),
+            cells=tuple(session.cell_records())[-SHOWN_CELLS:],
+            settings=session.setting_values(),
+            thresholds=session.thresholds(),
+            paused=session.paused(),
+            reset=since_rev == 0,
+        )
+
+    def task(self, task_id: str) -> TaskRecord | None:
+        """One task with everything known."""
+        return self._session.task_record(task_id)
+
+    def task_history(self) -> pd.DataFrame:
+        """Every task: one row each, indexed by its id."""
+        return task_frame(self._session.task_records(0))
+
+    def watch(self, seconds: float = 10.0) -> None:
+        """Hold the sampling at the busy interval for so long."""
+        self._perform("watch", seconds=seconds)
+
+    def _perform(self, verb: str, **arguments: Any) -> CommandResult:
+        try:
+            return self._session.perform(verb, validate(verb, arguments), "this kernel")
+        except WiseflowError as error:
+            return CommandResult(False, str(error))
+
+    def _barrier(self) -> None:
+        self._session.sync()
+
+
+class StoreView(_StoredFrames, _Verbs):
+    """The view of any session through its file; verbs travel through its commands table.
+
+    Raises
+    ------
+    SessionNotFoundError, StoreError
+        If there is no such session or it cannot be read.
+    """
+
+    def __init__(self, directory: Path, *, clock: Clock = SYSTEM_CLOCK, command_timeout: float = 5.0) -> None:
+        super().__init__(directory)
+        self._clock = clock
+        self._timeout = command_timeout
+        self._seen: SessionState | None = None
+        self._store()
+
+    @property
+    def info(self) -> SessionInfo:
+        """Who the session is and how it stands now."""
+        return self._store().info(self._clock.time())
+
+    def snapshot(self, since_rev: int = 0) -> Snapshot:
+        """All that is drawn; see ``SessionView.snapshot``."""
+        store = self._store()
+        now = self._clock.time()
+        meta = store.meta()
+        info = info_from_meta(meta, self._directory, now)
+        # Its end turns what was in flight into LOST: every row may read differently.
+        reset = since_rev == 0 or (self._seen is not None and self._seen is not info.state)
+        self._seen = info.state
+        tasks = store.tasks(0 if reset else since_rev)
+        counts = store.task_counts()
+        if info.state is not SessionState.LIVE:
+            tasks = [after_the_end(task) for task in tasks]
+            counts = _counts_after_the_end(counts)
+        return Snapshot(
+            info=info,
+            time_seconds=now,
+            rev=max([since_rev, *(task.rev for task in tasks)]),
+            sample=self._latest(),
+            tasks=tuple(tasks),
+            task_counts=counts,
+            pool=from_json_dict(PoolStatus, meta.get("pool", {})),
+            alerts=alert_views(store.alerts(), store.acknowledged()),
+            cells=tuple(store.cells(SHOWN_CELLS)),
+            settings=dict(meta.get("settings", {})),
+            thresholds={name: (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()},
+            paused=bool(meta.get("paused", False)),
+            reset=reset,
+        )
+
+    def task(self, task_id: str) -> TaskRecord | None:
+        """One task with everything known."""
+        task = self._store().task(task_id)
+        if task is None or self.info.state is SessionState.LIVE:
+            return task
+        return after_the_end(task)
+
+    def task_history(self) -> pd.DataFrame:
+        """Every task: one row each, indexed by its id; what was in flight at the end reads lost."""
+        tasks = self._store().tasks(0, 10_000_000)
+        if self.info.state is not SessionState.LIVE:
+            tasks = [after_the_end(task) for task in tasks]
+        return task_frame(tasks)
+
+    def watch(self, seconds: float = 10.0) -> None:
+        """Hold the sampling at the busy interval for so long."""
+        if self.info.state is SessionState.LIVE:
+            self._perform("watch", seconds=seconds)
+
+    def _perform(self, verb: str, **arguments: Any) -> CommandResult:
+        state = self.info.state
+        if state is not SessionState.LIVE:
+            return CommandResult(False, f"the session has {state}: it takes no commands any more")
+        try:
+            uri = f"{(self._directory / DATABASE_NAME).absolute().as_uri()}?mode=rw"
+            with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0)) as connection:
+                now = self._clock.time()
+                return send(connection, verb, arguments, who=_who(), now=now, timeout=self._timeout)
+        except (WiseflowError, sqlite3.Error) as error:
+            return CommandResult(False, str(error))
+
+
+def alert_views(transitions: Iterable[AlertTransition], acknowledged: frozenset[str]) -> tuple[AlertView, ...]:
+    """Fold transitions (oldest first) into one row an alert: open ones first, newest first."""
+    views: dict[str, AlertView] = {}
+    for item in transitions:
+        resolved = item.kind == "resolved"
+        before = views.get(item.alert_id)
+        views[item.alert_id] = AlertView(
+            alert_id=item.alert_id,
+            rule=item.rule,
+            resource=item.resource,
+            severity=before.severity if resolved and before is not None else item.severity,
+            state=item.to_state,
+            value=item.value,
+            threshold=item.threshold,
+            peak=item.peak,
+            started_seconds=item.started_seconds,
+            resolved_seconds=item.time_seconds if resolved else NAN,
+            message=item.message,
+            acknowledged=item.alert_id in acknowledged,
+        )
+    ordered = sorted(views.values(), key=lambda view: (not math.isnan(view.resolved_seconds), -view.started_seconds))
+    return tuple(ordered[:SHOWN_ALERTS])
+
+
+def _counts_after_the_end(counts: Mapping[str, int]) -> dict[str, int]:
+    over: dict[str, int] = {}
+    for name, count in counts.items():
+        state = name if TaskState(name).terminal else TaskState.LOST.value
+        over[state] = over.get(state, 0) + count
+    return over
+
+
+def default_view(settings: Settings | None = None) -> SessionView:
+    """What a standalone dashboard opens: the newest live session that is not the server's own, else that one.
+
+    The server's own session is named by the environment variable ``WISEFLOW_SESSION``.
+
+    Raises
+    ------
+    SessionNotFoundError
+        If there is no session at all.
+    """
+    settings = load_settings() if settings is None else settings
+    root, _ = sessions_root(settings.state_dir)
+    own = os.environ.get("WISEFLOW_SESSION", "")
+    found = list_sessions(root, time.time())
+    live = [info for info in found if info.state is SessionState.LIVE and info.session_id != own]
+    for info in [*live, *(item for item in found if item.session_id == own), *found]:
+        return StoreView(session_directory(root, info.session_id))
+    raise SessionNotFoundError(f"no session is recorded in {root}; load the extension in a notebook first")
+
+
+def _seconds(moment: Any, default: float) -> float:
+    if moment is None:
+        return default
+    if isinstance(moment, (int, float)):
+        return float(moment)
+    import pandas as pd
+
+    stamp = pd.Timestamp(moment)
+    return float((stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp).timestamp())
+
+
+def _who() -> str:
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        name = "user"
+    return f"{name}@{socket.gethostname()} (process {os.getpid()})"
+
+
+def wiseflow_version() -> str:
+    """The version of this package."""
+    import wiseflow_nb
+
+    return str(wiseflow_nb.__version__)

@@ -1,0 +1,227 @@
+"""The session's file: written by one, read by any, steered through its commands table."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from wiseflow_nb.errors import CommandError, SessionNotFoundError, StoreError, StoreVersionError, UsageError
+from wiseflow_nb.records import Sample, SessionState, TaskRecord, TaskState, to_json_dict
+from wiseflow_nb.store.commands import VERBS, send, validate
+from wiseflow_nb.store.frames import task_frame
+from wiseflow_nb.store.identity import identify, is_alive
+from wiseflow_nb.store.paths import (
+    file_system_of,
+    new_session_id,
+    private_directory,
+    sessions_root,
+    valid_session_id,
+)
+from wiseflow_nb.store.reader import StoreReader, after_the_end, list_sessions, session_directory
+from wiseflow_nb.store.writer import StoreWriter
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "sessions" / "20260101-000000-abcdef"
+    private_directory(path.parent)
+    private_directory(path)
+    return path
+
+
+@pytest.fixture
+def writer(directory: Path):
+    writer = StoreWriter(directory / "session.sqlite")
+    yield writer
+    writer.close()
+
+
+def test_what_is_written_is_read(writer: StoreWriter, directory: Path) -> None:
+    task = TaskRecord("t1", "load", TaskState.RUNNING, dependencies=("t0",), progress=0.5, rev=3)
+    writer.apply([("task", to_json_dict(task))])
+    writer.commit()
+    reader = StoreReader(directory)
+    (read,) = reader.tasks()
+    assert (read.task_id, read.state, read.dependencies, read.progress) == ("t1", TaskState.RUNNING, ("t0",), 0.5)
+    assert read.cpu_seconds != read.cpu_seconds
+    assert reader.tasks(since_rev=3) == []
+    assert reader.task_counts() == {"running": 1}
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["'; DROP TABLE tasks; --", "<script>alert(1)</script>", "a\x00b\x1b[31m", "\ud800 lone", "x" * 1_000_000, "日本"],
+)
+def test_any_text_is_stored_as_text(writer: StoreWriter, directory: Path, text: str) -> None:
+    writer.apply([("task", to_json_dict(TaskRecord("t1", text, TaskState.FAILED, error=text)))])
+    writer.commit()
+    reader = StoreReader(directory)
+    name = reader.tasks()[0].name
+    reader.close()
+    assert name[:20] == text[:20].replace("\ud800", "?")
+    assert len(name) <= 100_000
+
+
+def test_samples_come_back_in_blocks(writer: StoreWriter, directory: Path) -> None:
+    for second in range(150):
+        writer.sample(Sample(time_seconds=float(second), cpu_utilization_ratio=second / 150))
+        writer.write_blocks(partial=second % 7 == 0)
+        writer.commit()
+    writer.write_blocks(partial=True)
+    writer.commit()
+    reader = StoreReader(directory)
+    rows = reader.sample_blocks()
+    assert list(rows[:, 0]) == [float(second) for second in range(150)]
+    reader.close()
+
+
+def test_a_rolled_back_block_is_written_again(writer: StoreWriter, directory: Path) -> None:
+    for second in range(61):
+        writer.sample(Sample(time_seconds=float(second)))
+    writer.write_blocks(partial=False)
+    writer.rollback()
+    writer.write_blocks(partial=True)
+    writer.commit()
+    reader = StoreReader(directory)
+    assert len(reader.sample_blocks()) == 61
+    reader.close()
+
+
+def test_modes_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        private_directory(tmp_path / "private")
+        StoreWriter(tmp_path / "private" / "session.sqlite").close()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "private" / "session.sqlite").stat().st_mode) == 0o600
+
+
+def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(StoreError, match="symbolic link"):
+        private_directory(tmp_path / "link")
+
+
+def test_a_newer_file_is_refused_and_not_touched(directory: Path) -> None:
+    path = directory / "session.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    content = path.read_bytes()
+    with pytest.raises(StoreVersionError, match="upgrade wiseflow_nb"):
+        StoreReader(directory)
+    with pytest.raises(StoreVersionError):
+        StoreWriter(path)
+    assert path.read_bytes()[:100] == content[:100]
+
+
+def test_session_ids_are_names_and_nothing_else(tmp_path: Path) -> None:
+    assert valid_session_id(new_session_id(0.0))
+    for bad in ("", "..", "a/b", "a b", "é", "x" * 65, "a\x00"):
+        assert not valid_session_id(bad)
+        with pytest.raises(SessionNotFoundError):
+            session_directory(tmp_path, bad)
+
+
+def test_the_state_directory_setting_wins(tmp_path: Path) -> None:
+    root, note = sessions_root(str(tmp_path / "mine"))
+    assert root == tmp_path / "mine" / "sessions"
+    assert note == ""
+
+
+def test_the_file_system_is_that_of_the_longest_mount(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        "1 0 0:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / /home rw shared:1 - nfs4 server:/x rw\n"
+        "3 1 0:3 / /home\\040two rw - tmpfs tmpfs rw\n"
+    )
+    assert file_system_of(Path("/home/me/.local"), str(table)) == "nfs4"
+    assert file_system_of(Path("/home two/x"), str(table)) == "tmpfs"
+    assert file_system_of(Path("/homely"), str(table)) == "ext4"
+    assert file_system_of(Path("/x"), str(tmp_path / "none")) == ""
+
+
+def test_a_reused_pid_fools_nobody() -> None:
+    from dataclasses import replace
+
+    mine = identify()
+    assert is_alive(mine) is True
+    assert is_alive(replace(mine, start_seconds=mine.start_seconds - 1000)) is False
+    assert is_alive(replace(mine, host="elsewhere")) is None
+
+
+@pytest.mark.parametrize(
+    ("meta", "now", "state"),
+    [
+        ({"heartbeat": 100.0}, 105.0, SessionState.LIVE),
+        ({"heartbeat": 100.0}, 130.0, SessionState.CRASHED),
+        ({"heartbeat": 100.0, "ended_seconds": 101.0}, 105.0, SessionState.ENDED),
+        ({"heartbeat": 100.0, "ended_seconds": 101.0, "crashed": True}, 105.0, SessionState.CRASHED),
+    ],
+)
+def test_how_a_session_stands(writer: StoreWriter, directory: Path, meta: dict, now: float, state: str) -> None:
+    for key, value in meta.items():
+        writer.meta(key, value)
+    writer.commit()
+    (info,) = list_sessions(directory.parent, now)
+    assert info.state is state
+
+
+def test_what_was_in_flight_reads_lost() -> None:
+    assert after_the_end(TaskRecord("t", "n", TaskState.RUNNING)).state is TaskState.LOST
+    assert after_the_end(TaskRecord("t", "n", TaskState.FAILED)).state is TaskState.FAILED
+
+
+def test_every_verb_refuses_what_does_not_fit() -> None:
+    for verb, arguments in VERBS.items():
+        with pytest.raises(UsageError, match=verb):
+            validate(verb, {"nonsense": 1})
+        for name in arguments:
+            with pytest.raises(UsageError):
+                validate(verb, dict.fromkeys(arguments, None) | {name: object})
+    with pytest.raises(UsageError, match="unknown command"):
+        validate("format_disk", {})
+
+
+def test_an_unanswered_command_is_withdrawn(writer: StoreWriter, directory: Path) -> None:
+    connection = sqlite3.connect(directory / "session.sqlite", isolation_level=None)
+    with pytest.raises(CommandError, match="withdrawn"):
+        send(connection, "pause", {}, who="me", now=0.0, timeout=0.05)
+    assert writer.new_commands() == []
+    connection.close()
+
+
+def test_a_command_is_answered(writer: StoreWriter, directory: Path) -> None:
+    done = threading.Event()
+
+    def recorder() -> None:
+        while not done.is_set():
+            for number, *_ in writer.new_commands():
+                writer.answer_command(number, True, "as you wish", 1.0)
+                writer.commit()
+                done.set()
+
+    thread = threading.Thread(target=recorder)
+    thread.start()
+    connection = sqlite3.connect(directory / "session.sqlite", isolation_level=None)
+    result = send(connection, "cancel", {"task_id": "t1"}, who="me", now=0.0)
+    thread.join()
+    connection.close()
+    assert (result.ok, result.message) == (True, "as you wish")
+
+
+def test_frames_have_utc_times_and_types() -> None:
+    frame = task_frame([TaskRecord("t1", "n", TaskState.COMPLETED, created_seconds=0.0)])
+    assert str(frame.created.dtype).endswith("UTC]")
+    assert frame.loc["t1", "state"] == "completed"
+    assert frame.loc["t1", "priority"] == "normal"
+    assert len(task_frame([])) == 0

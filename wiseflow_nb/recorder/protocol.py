@@ -1,0 +1,81 @@
+"""What travels through the two pipes: one JSON object a line, its kind under ``"t"``.
+
+Kernel to recorder: the configuration (first line), ``batch`` (seq, rows), ``configure`` (rev,
+settings), ``busy`` (value), ``verb`` (id, verb, arguments), ``answer`` (id of a command, ok,
+message), ``sync``, ``end`` (reason). Recorder to kernel: ``ready``, ``ack`` (seq), ``alert``,
+``event``, ``command`` (id, verb, arguments, who), ``answer`` (id of a verb), ``configured`` (rev),
+``synced``, ``ended``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wiseflow_nb.errors import RecorderError
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderSettings:
+    """The settings that the recorder needs, without the settings library. Seconds, ratios."""
+
+    revision: int = 0
+    idle_interval: float = 10.0
+    busy_interval: float = 1.0
+    interval_is_explicit: bool = False
+    thresholds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    alert_for_seconds: float = 5.0
+    alert_keep_seconds: float = 15.0
+    alert_clear_factor: float = 0.95
+    public: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderConfig:
+    """What a recorder is started with. ``pid`` is the kernel's; ``directory`` the session's."""
+
+    session_id: str
+    directory: str
+    pid: int
+    title: str
+    identity: Mapping[str, Any]
+    disk_path: str
+    settings: RecorderSettings
+    retention_days: float = 14.0
+    resume: bool = False
+    own_process: bool = True
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """Return one line."""
+    return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """Return the message of one line.
+
+    Raises
+    ------
+    RecorderError
+        If the line is not a message.
+    """
+    try:
+        message = json.loads(line)
+    except ValueError as error:
+        raise RecorderError(f"a line on the recorder's pipe is not a message: {line[:80]!r}") from error
+    if not isinstance(message, dict) or not isinstance(message.get("t"), str):
+        raise RecorderError(f"a line on the recorder's pipe is not a message: {line[:80]!r}")
+    return message
+
+
+def settings_from(values: Mapping[str, Any]) -> RecorderSettings:
+    """Return the settings from their JSON form."""
+    thresholds = {str(name): (float(pair[0]), float(pair[1])) for name, pair in values["thresholds"].items()}
+    return RecorderSettings(**{**values, "thresholds": thresholds})
+
+
+def config_from(values: Mapping[str, Any]) -> RecorderConfig:
+    """Return the configuration from its JSON form."""
+    return RecorderConfig(**{**values, "settings": settings_from(values["settings"])})

@@ -1,0 +1,120 @@
+"""One recorder, start to end: the same function in a process of its own and on a thread."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
+from wiseflow_nb.errors import StoreError
+from wiseflow_nb.recorder._keeper import Keeper
+from wiseflow_nb.recorder._link import Link
+from wiseflow_nb.recorder._sampler import Sampler
+from wiseflow_nb.recorder.protocol import RecorderConfig
+from wiseflow_nb.records import SessionState
+from wiseflow_nb.resources._probe import Probe
+from wiseflow_nb.resources._ring import RingWriter
+from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME
+from wiseflow_nb.store.reader import list_sessions
+from wiseflow_nb.store.writer import StoreWriter
+
+
+def run(
+    config: RecorderConfig,
+    incoming: BinaryIO,
+    outgoing: BinaryIO,
+    *,
+    clock: Clock = SYSTEM_CLOCK,
+    parent_alive: Callable[[], bool] = lambda: True,
+) -> bool:
+    """Record until the kernel says ``end`` or is gone; return whether it ended in order.
+
+    Parameters
+    ----------
+    config
+        Whom to record, and where.
+    incoming, outgoing
+        The pipes from and to the kernel; see ``protocol``.
+    parent_alive
+        Asked four times a second; a forked child can hold the pipe open after the kernel's death.
+
+    Raises
+    ------
+    StoreError
+        If the session's file cannot be opened at all.
+    """
+    directory = Path(config.directory)
+    writer = StoreWriter(directory / DATABASE_NAME)
+    ring_path = directory / RING_NAME
+    resumed = config.resume and ring_path.exists()
+    ring = RingWriter.resume(str(ring_path)) if resumed else RingWriter(str(ring_path))
+    own = frozenset({os.getpid()}) if config.own_process else frozenset()
+    probe = Probe(config.pid, config.disk_path, exclude_pids=own)
+    link = Link(incoming, outgoing)
+    keeper = Keeper(config, writer, link, clock, parent_alive)
+    sampler = Sampler(probe, ring, config.settings, clock, keeper.on_sample, keeper.on_alert, keeper.on_event)
+    keeper.sampler = sampler
+    _write_start(writer, config, probe, clock)
+    link.start()
+    link.send({"t": "ready", "pid": os.getpid(), "limit_source": probe.limits.limit_source})
+    outcome: list[bool] = []
+
+    def keep() -> None:
+        in_order = False
+        try:
+            in_order = keeper.run()
+        finally:
+            outcome.append(in_order)
+            if in_order:
+                sampler.stop()
+            else:
+                sampler.last_words()
+
+    thread = threading.Thread(target=keep, name="wiseflow-recorder-keep", daemon=True)
+    thread.start()
+    # Off the sampling thread: it opens every old session's file.
+    threading.Thread(target=_prune, args=(directory.parent, config), name="wiseflow-prune", daemon=True).start()
+    try:
+        sampler.run()
+    finally:
+        thread.join(10.0)
+        in_order = bool(outcome and outcome[0])
+        keeper.finish(crashed=not in_order)
+        link.send({"t": "ended"})
+        link.close()
+        probe.close()
+        ring.close()
+        writer.close()
+    return in_order
+
+
+def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, clock: Clock) -> None:
+    try:
+        if not config.resume:
+            writer.meta("started_seconds", clock.time())
+        writer.meta("session_id", config.session_id)
+        writer.meta("title", config.title)
+        writer.meta("identity", dict(config.identity))
+        writer.meta("limit_source", probe.limits.limit_source)
+        writer.meta("settings", dict(config.settings.public))
+        writer.meta("thresholds", dict(config.settings.thresholds))
+        writer.meta("recorder_pid", os.getpid())
+        writer.meta("heartbeat", clock.time())
+        writer.commit()
+    except sqlite3.Error as error:
+        raise StoreError(f"the session's file in {config.directory} cannot be written: {error}") from error
+
+
+def _prune(root: Path, config: RecorderConfig) -> None:
+    """Remove sessions that ended longer ago than the retention; never a live one, never our own."""
+    limit = time.time() - config.retention_days * 86_400.0
+    for info in list_sessions(root, time.time()):
+        over = info.ended_seconds if info.ended_seconds == info.ended_seconds else info.last_seen_seconds
+        if info.state is not SessionState.LIVE and info.session_id != config.session_id and over < limit:
+            shutil.rmtree(info.path, ignore_errors=True)

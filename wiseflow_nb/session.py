@@ -1,0 +1,594 @@
+"""The composition root: a session opens all parts, joins them, and closes them in order."""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
+from wiseflow_nb.config import Settings, load_settings
+from wiseflow_nb.errors import UsageError, WiseflowError
+from wiseflow_nb.events import EventBus
+from wiseflow_nb.pool import ThreadPoolManager
+from wiseflow_nb.recorder.client import RecorderClient
+from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings
+from wiseflow_nb.records import (
+    AlertTransition,
+    CellRecord,
+    CommandResult,
+    EventRecord,
+    PoolStatus,
+    Priority,
+    Sample,
+    SessionInfo,
+    SessionState,
+    TaskRecord,
+    TaskState,
+    TaskTransition,
+    to_json_dict,
+)
+from wiseflow_nb.resources import ResourceMonitor
+from wiseflow_nb.store.identity import identify
+from wiseflow_nb.store.paths import RING_NAME, new_session_id, private_directory, sessions_root
+from wiseflow_nb.store.reader import list_sessions, session_directory
+from wiseflow_nb.tasks import TaskManager
+from wiseflow_nb.view import LocalView, StoreView, wiseflow_version
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger("wiseflow_nb.session")
+GOVERN_SECONDS = 0.5
+KEPT_ALERTS = 1000
+KEPT_CELLS = 1000
+
+
+class Session:
+    """Monitor, pool, task manager, recorder and view of one process, opened and closed together.
+
+    Parameters
+    ----------
+    settings
+        Default: ``load_settings(overrides)``.
+    title
+        What a person reads in lists of sessions; default: the program's or the directory's name.
+    **overrides
+        Settings by name, the strongest source.
+
+    Raises
+    ------
+    ConfigurationError
+        If a setting is not allowed; nothing was started.
+
+    Examples
+    --------
+    >>> with Session(title="example") as session:
+    ...     task = session.tasks.submit(sum, [1, 2, 3])
+    ...     task.result(timeout=10)
+    6
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, title: str = "", clock: Clock = SYSTEM_CLOCK, **overrides: Any
+    ) -> None:
+        base = load_settings(overrides) if settings is None else settings
+        self._settings = base.replaced(overrides) if settings is not None and overrides else base
+        self._clock = clock
+        self._title = title or Path.cwd().name or "session"
+        self._revision = 0
+        self._lock = threading.RLock()
+        self._state = "new"
+        self._started_seconds = clock.time()
+        self.bus = EventBus()
+        self.id = new_session_id(self._started_seconds)
+        self._root, self._root_note = sessions_root(self._settings.state_dir)
+        self.directory = self._root / self.id
+        self._alerts: collections.deque[AlertTransition] = collections.deque(maxlen=KEPT_ALERTS)
+        self._acknowledged: set[str] = set()
+        self._cells: collections.OrderedDict[str, CellRecord] = collections.OrderedDict()
+        self._running_cells: set[str] = set()
+        self._wake = threading.Event()
+        self._governor: threading.Thread | None = None
+        self._last_pool: PoolStatus | None = None
+        self._idle_since = clock.monotonic()
+        self._idle_announced = False
+        self.monitor = ResourceMonitor(
+            self._settings, clock=clock, ring_path=str(self.directory / RING_NAME), bus=self.bus
+        )
+        self.monitor.after_callbacks = self._after_alert
+        self.pool = ThreadPoolManager(settings=self._settings, clock=clock)
+        self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed)
+        self._recorder = RecorderClient(
+            RecorderConfig(
+                session_id=self.id,
+                directory=str(self.directory),
+                pid=os.getpid(),
+                title=self._title,
+                identity=identify().to_dict(),
+                disk_path=os.path.abspath(os.path.expanduser(self._settings.disk_path)),
+                settings=self._recorder_settings(),
+                retention_days=self._settings.retention_days,
+            ),
+            on_alert=self._alert,
+            on_event=self.bus.publish,
+            on_command=self._command,
+            in_process=not self._settings.recorder_enabled,
+            clock=clock,
+        )
+        self.view = LocalView(self)
+
+    # Life.
+
+    def start(self) -> Session:
+        """Start the recorder and the monitor; a second call does nothing.
+
+        Raises
+        ------
+        UsageError
+            If the session was closed: make a new one.
+        StoreError, RecorderError
+            If nothing can be recorded at all.
+        """
+        with self._lock:
+            if self._state == "open":
+                return self
+            if self._state == "closed":
+                raise UsageError(f"session {self.id} was closed; make a new Session")
+            private_directory(self.directory)
+            self._recorder.start()
+            self.monitor.start()
+            self._state = "open"
+            self._governor = threading.Thread(target=self._govern, name="wiseflow-govern", daemon=True)
+            self._governor.start()
+            atexit.register(self._at_exit)
+        self.event("session_started", f"session {self.id} started", recorder=self._recorder.mode)
+        if self._root_note:
+            self.event("state_dir_fallback", self._root_note)
+            logger.warning("%s", self._root_note)
+        return self
+
+    def close(self, reason: str = "closed", *, timeout: float = 2.0) -> None:
+        """Stop the work, then the monitor, then the record; a second call does nothing.
+
+        Tasks that still run after ``timeout`` seconds are ABANDONED and read so.
+        """
+        with self._lock:
+            if self._state != "open":
+                self._state = "closed"
+                return
+            self._state = "closed"
+        self._wake.set()
+        if self._governor is not None and self._governor is not threading.current_thread():
+            self._governor.join(timeout)
+        self.tasks.shutdown("now", timeout=timeout)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self._put_pool()
+        self.event("session_closed", f"session {self.id} closed: {reason}")
+        self.monitor.stop()
+        self._recorder.stop(reason)
+        self.view.close()
+        atexit.unregister(self._at_exit)
+        _forget(self)
+
+    def __enter__(self) -> Session:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _at_exit(self) -> None:
+        self.close("the process ended")
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} {self._state} {self._title!r}>"
+
+    # What is known.
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings
+
+    @property
+    def recorder(self) -> RecorderClient:
+        """This session's line to its recorder."""
+        return self._recorder
+
+    @property
+    def info(self) -> SessionInfo:
+        """Who this session is and how it stands."""
+        ended = self._state == "closed"
+        return SessionInfo(
+            session_id=self.id,
+            state=SessionState.ENDED if ended else SessionState.LIVE,
+            title=self._title,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_seconds=self._started_seconds,
+            last_seen_seconds=self._clock.time(),
+            limit_source=self._recorder.limit_source,
+            path=str(self.directory),
+        )
+
+    def history(self, **options: Any) -> pd.DataFrame:
+        """The samples: one row each with a UTC index; ``since=``, ``until=``, ``rates=``."""
+        return self.view.history(**options)
+
+    def task_history(self) -> pd.DataFrame:
+        """The tasks: one row each, indexed by id."""
+        return self.view.task_history()
+
+    def alert_history(self) -> pd.DataFrame:
+        """The alert transitions: one row each, indexed by time."""
+        return self.view.alert_history()
+
+    def cell_history(self) -> pd.DataFrame:
+        """The cell executions: one row each, indexed by their start."""
+        return self.view.cell_history()
+
+    def events(self) -> pd.DataFrame:
+        """The events: one row each, indexed by time."""
+        return self.view.events()
+
+    def plot(self, **options: Any) -> Any:
+        """The history as a themed ``plotly.graph_objects.Figure``; ``options`` go to ``history``."""
+        # The dashboard is a floor above; it registers its drawing when it is first loaded.
+        import importlib
+
+        figures = importlib.import_module("wiseflow_nb.dashboard._figures")
+        return figures.figure(self.history(**options), thresholds=self.thresholds())
+
+    def export(self, path: str | os.PathLike[str]) -> Path:
+        """Write the history to ``path``: Parquet for ``.parquet`` (extra ``parquet``), CSV for ``.csv``.
+
+        Raises
+        ------
+        UsageError
+            If the suffix is neither.
+        MissingExtraError
+            If Parquet is asked for and pyarrow is not installed.
+        """
+        return export_frame(self.history(), Path(path))
+
+    # Change.
+
+    def configure(self, *, source: str = "argument", **changes: Any) -> Settings:
+        """Change settings live: validated whole, all or nothing; return the new settings.
+
+        Raises
+        ------
+        ConfigurationError
+            If one is unknown or not allowed; nothing was changed.
+
+        Examples
+        --------
+        >>> session.configure(cpu_threshold=80).cpu_threshold  # doctest: +SKIP
+        80.0
+        """
+        with self._lock:
+            settings = self._settings.replaced(changes, source)
+            self._settings = settings
+            self._revision += 1
+            self.monitor.apply_settings(settings)
+            self.pool.set_bounds(settings.min_thread_workers, settings.max_thread_workers)
+            self.tasks.set_max_concurrent(settings.max_concurrent_tasks)
+            self._recorder.configure(self._recorder_settings())
+        shown = ", ".join(f"{name.upper()}={value}" for name, value in changes.items())
+        self.event("configured", f"{shown} (by {source})", revision=self._revision, source=source)
+        return settings
+
+    def event(self, kind: str, message: str, **data: Any) -> None:
+        """Record an event and tell the subscribers of ``session.bus``."""
+        record = EventRecord(self._clock.time(), kind, message, data)
+        self._recorder.put("event", record)
+        self.bus.publish(record)
+
+    def cell_started(self, cell: CellRecord) -> None:
+        """Record that a cell is about to run; it is on its way to the file before this returns."""
+        self._running_cells.add(cell.cell_id)
+        self._keep_cell(cell)
+        self._recorder.set_busy(True)
+        self._recorder.write_through()
+
+    def cell_finished(self, cell: CellRecord) -> None:
+        """Record how a cell ended."""
+        self._running_cells.discard(cell.cell_id)
+        self._keep_cell(cell)
+        self._idle_since = self._clock.monotonic()
+
+    def _keep_cell(self, cell: CellRecord) -> None:
+        with self._lock:
+            self._cells[cell.cell_id] = cell
+            while len(self._cells) > KEPT_CELLS:
+                self._cells.popitem(last=False)
+        self._recorder.put("cell", cell)
+
+    # What LocalView reads.
+
+    def now(self) -> float:
+        """Seconds since the epoch on this session's clock."""
+        return self._clock.time()
+
+    def latest(self) -> Sample | None:
+        """The newest sample."""
+        return self.monitor.latest()
+
+    def task_rev(self) -> int:
+        """The newest change of any task."""
+        return self.tasks.rev
+
+    def task_records(self, since_rev: int = 0) -> tuple[TaskRecord, ...]:
+        """The tasks changed after ``since_rev``."""
+        return self.tasks.records(since_rev)
+
+    def task_record(self, task_id: str) -> TaskRecord | None:
+        """One task."""
+        return self.tasks.get(task_id)
+
+    def task_counts(self) -> dict[str, int]:
+        """How many tasks are in each state."""
+        return dict(self.tasks.counts())
+
+    def pool_status(self) -> PoolStatus:
+        """The pool now."""
+        return self.pool.status()
+
+    def paused(self) -> bool:
+        """Whether no new task starts."""
+        return self.tasks.paused
+
+    def alert_transitions(self) -> Sequence[AlertTransition]:
+        """The newest alert transitions, oldest first."""
+        return list(self._alerts)
+
+    def acknowledged(self) -> frozenset[str]:
+        """The alerts that somebody has seen."""
+        return frozenset(self._acknowledged)
+
+    def cell_records(self) -> Sequence[CellRecord]:
+        """The newest cells, oldest first."""
+        with self._lock:
+            return list(self._cells.values())
+
+    def setting_values(self) -> dict[str, Any]:
+        """Every setting but the secret ones."""
+        return self._settings.public_values()
+
+    def thresholds(self) -> dict[str, tuple[float, float]]:
+        """(warning, critical) ratios of cpu, memory and disk."""
+        return self._settings.thresholds()
+
+    def sync(self) -> bool:
+        """Wait until what was recorded so far is committed to the file."""
+        return self._state != "open" or self._recorder.sync()
+
+    # Commands: the one place where a verb becomes an action.
+
+    def perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
+        """Carry out a validated verb and answer in one line."""
+        if self._state != "open":
+            return CommandResult(False, "the session has ended: it takes no commands any more")
+        try:
+            return self._perform(verb, arguments, who)
+        except (WiseflowError, ValueError, KeyError) as error:
+            return CommandResult(False, str(error))
+
+    def _perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
+        if verb in ("watch", "acknowledge", "silence"):
+            result = self._recorder.request(verb, arguments)
+            if verb == "acknowledge" and result.ok:
+                self._acknowledged.add(str(arguments["alert_id"]))
+            return result
+        task_id = str(arguments.get("task_id", ""))
+        if task_id and self.tasks.get(task_id) is None:
+            return CommandResult(False, f"no task {task_id!r}")
+        match verb:
+            case "cancel":
+                asked = self.tasks.cancel(task_id)
+                message = f"{task_id} was asked to stop" if asked else f"{task_id} is already over"
+                result = CommandResult(asked, message)
+            case "retry":
+                result = CommandResult(True, f"{task_id} runs again as {self.tasks.retry(task_id).id}")
+            case "reprioritise":
+                priority = Priority.parse(arguments["priority"])
+                self.tasks.reprioritise(task_id, priority)
+                result = CommandResult(True, f"{task_id} is now {priority.name.lower()}")
+            case "pause":
+                self.tasks.pause()
+                result = CommandResult(True, "paused: no new task starts")
+            case "resume":
+                self.tasks.resume()
+                result = CommandResult(True, "resumed")
+            case "resize":
+                low, high = int(arguments["min_workers"]), int(arguments["max_workers"])
+                self.configure(source=who, min_thread_workers=low, max_thread_workers=high)
+                result = CommandResult(True, f"the pool has {low} to {high} workers")
+            case "configure":
+                changed = self.configure(source=who, **arguments["changes"])
+                names = ", ".join(f"{name.upper()}={getattr(changed, name.lower())}" for name in arguments["changes"])
+                result = CommandResult(True, f"set {names}")
+            case "shutdown":
+                mode = str(arguments["mode"])
+                # Off this thread: it listens to the recorder and must go on doing so.
+                threading.Thread(
+                    target=self.tasks.shutdown,
+                    args=(mode,),
+                    kwargs={"timeout": 30.0},
+                    name="wiseflow-shutdown",
+                    daemon=True,
+                ).start()
+                result = CommandResult(True, f"shutting down the tasks ({mode})")
+            case _:
+                return CommandResult(False, f"unknown command {verb!r}")
+        if verb in ("pause", "resume"):
+            self._recorder.put_meta("paused", json.dumps(self.tasks.paused))
+        if verb != "configure":
+            self.event("command", f"{verb}: {result.message} (by {who})", verb=verb, ok=result.ok, who=who)
+        self._idle_since = self._clock.monotonic()
+        return result
+
+    def _command(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
+        return self.perform(verb, arguments, who)
+
+    # What the parts tell.
+
+    def _task_changed(self, record: TaskRecord, transition: TaskTransition | None) -> None:
+        self._recorder.put("task", record)
+        if transition is None:
+            return
+        self._recorder.put("transition", transition)
+        if transition.to_state is TaskState.RUNNING:
+            self._recorder.set_busy(True)
+            self._recorder.write_through()
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _alert(self, transition: AlertTransition) -> None:
+        self._alerts.append(transition)
+        self.monitor.deliver(transition)
+
+    def _after_alert(self, transition: AlertTransition) -> None:
+        if transition.resource in ("cpu", "memory"):
+            self._size_pool()
+
+    def _recorder_settings(self) -> RecorderSettings:
+        settings = self._settings
+        return RecorderSettings(
+            revision=self._revision,
+            idle_interval=settings.resource_check_interval,
+            busy_interval=settings.busy_check_interval,
+            interval_is_explicit=settings.source("resource_check_interval") != "default",
+            thresholds=settings.thresholds(),
+            alert_for_seconds=settings.alert_for_seconds,
+            alert_keep_seconds=settings.alert_keep_seconds,
+            alert_clear_factor=settings.alert_clear_factor,
+            public=settings.public_values() | {"version": wiseflow_version()},
+        )
+
+    # The governor: sizes the pool, tells the recorder whether work runs, watches for idleness.
+
+    def _govern(self) -> None:
+        while self._state == "open":
+            if self._clock.wait(self._wake, GOVERN_SECONDS if self._is_busy() else GOVERN_SECONDS * 4):
+                self._wake.clear()
+            if self._state != "open":
+                return
+            self._recorder.set_busy(self._is_busy())
+            self._size_pool()
+            self._put_pool()
+            self._look_idle()
+            # Coalesce: a burst of transitions is one look.
+            self._clock.wait(threading.Event(), 0.1)
+
+    def _is_busy(self) -> bool:
+        return bool(self._running_cells) or self.pool.pending > 0 or self._unfinished() > 0
+
+    def _unfinished(self) -> int:
+        return sum(count for name, count in self.tasks.counts().items() if not TaskState(name).terminal)
+
+    def _size_pool(self) -> None:
+        decision = self.monitor.calculate_optimal_thread_count(
+            pending=self.tasks.pending_thread_tasks + self.pool.pending, workers=self.pool.status().workers
+        )
+        self.pool.resize(decision.target, decision.reason)
+
+    def _put_pool(self) -> None:
+        status = self.pool.status()
+        if status != self._last_pool:
+            self._last_pool = status
+            self._recorder.put_meta("pool", json.dumps(to_json_dict(status)))
+
+    def _look_idle(self) -> None:
+        settings, now = self._settings, self._clock.monotonic()
+        if self._is_busy() or not settings.auto_shutdown_enabled:
+            self._idle_since, self._idle_announced = now, False
+            return
+        left = self._idle_since + settings.auto_shutdown_idle_time - now
+        if left <= 0 and self._idle_announced:
+            self.event("idle_shutdown", "idle: the workers were stopped")
+            self.pool.shutdown(wait=False)
+            self.tasks.shutdown("drain", timeout=0.0)
+            self._idle_announced = False
+            self._idle_since = now
+        elif left <= settings.auto_shutdown_check_interval and not self._idle_announced:
+            self._idle_announced = True
+            self.event(
+                "idle_shutdown_soon", f"idle: the workers are stopped in {max(left, 0.0):.0f} s unless work comes"
+            )
+
+
+def export_frame(frame: pd.DataFrame, path: Path) -> Path:
+    """Write a DataFrame as Parquet or CSV, by the path's suffix; return the path."""
+    from wiseflow_nb.errors import MissingExtraError
+
+    if path.suffix == ".csv":
+        frame.to_csv(path)
+    elif path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise MissingExtraError(
+                'Parquet needs pyarrow: pip install "wiseflow-nb[parquet]", or export to .csv'
+            ) from None
+        frame.to_parquet(path)
+    else:
+        raise UsageError(f"cannot export to {str(path)!r}: the name must end in .parquet or .csv")
+    return path
+
+
+_current: Session | None = None
+_current_lock = threading.Lock()
+
+
+def current_session() -> Session | None:
+    """Return the session of this process, or None before one was started."""
+    return _current
+
+
+def start_default(*, title: str = "", **overrides: Any) -> Session:
+    """Return the session of this process, started if there was none."""
+    global _current
+    with _current_lock:
+        if _current is None:
+            _current = Session(title=title, **overrides).start()
+        elif overrides:
+            _current.configure(**overrides)
+        return _current
+
+
+def _forget(session: Session) -> None:
+    global _current
+    with _current_lock:
+        if _current is session:
+            _current = None
+
+
+def sessions(settings: Settings | None = None) -> list[SessionInfo]:
+    """Every session of this user that is still kept: live ones first, newest first."""
+    settings = load_settings() if settings is None else settings
+    root, _ = sessions_root(settings.state_dir)
+    with contextlib.suppress(FileNotFoundError):
+        return list_sessions(root, SYSTEM_CLOCK.time())
+    return []
+
+
+def open_session(session_id: str, settings: Settings | None = None) -> StoreView:
+    """Return a view of a session, live or over: its history, tasks, alerts and cells as DataFrames.
+
+    Raises
+    ------
+    SessionNotFoundError
+        If there is none with that id.
+    """
+    settings = load_settings() if settings is None else settings
+    root, _ = sessions_root(settings.state_dir)
+    return StoreView(session_directory(root, session_id))

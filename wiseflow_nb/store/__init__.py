@@ -1,0 +1,1 @@
+"""The session's file: where it lives, its schema, its one writer, its readers, its commands."""

@@ -1,0 +1,142 @@
+"""The verbs that another process may ask of a session, and what their arguments must be.
+
+Both sides check with the same function: the sender before it writes, the session before it acts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from wiseflow_nb.errors import CommandError, UsageError
+from wiseflow_nb.records import CommandResult, Priority
+
+MAX_ARGUMENT_BYTES = 64 * 1024
+#: A command that nobody took for so long is refused: its sender has given up.
+STALE_AFTER_SECONDS = 30.0
+SHUTDOWN_MODES = ("drain", "cancel_pending", "now")
+
+Check = Callable[[Any], bool]
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 256
+
+
+def _number(low: float, high: float) -> Check:
+    def check(value: Any) -> bool:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and math.isfinite(value) and low <= value <= high
+
+    return check
+
+
+def _whole(low: int, high: int) -> Check:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _priority(value: Any) -> bool:
+    return isinstance(value, str) and value.upper() in Priority.__members__
+
+
+def _changes(value: Any) -> bool:
+    return isinstance(value, dict) and 0 < len(value) <= 64 and all(isinstance(key, str) for key in value)
+
+
+#: verb -> argument -> (check, what is allowed). Every argument is required.
+VERBS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
+    "watch": {"seconds": (_number(1, 60), "a number from 1 to 60")},
+    "cancel": {"task_id": (_text, "a task's id")},
+    "retry": {"task_id": (_text, "a task's id")},
+    "reprioritise": {
+        "task_id": (_text, "a task's id"),
+        "priority": (_priority, "one of low, normal, high, critical"),
+    },
+    "pause": {},
+    "resume": {},
+    "resize": {
+        "min_workers": (_whole(1, 1024), "a whole number from 1 to 1024"),
+        "max_workers": (_whole(1, 1024), "a whole number from 1 to 1024"),
+    },
+    "configure": {"changes": (_changes, "settings by name")},
+    "acknowledge": {"alert_id": (_text, "an alert's id")},
+    "silence": {
+        "alert_id": (_text, "an alert's id"),
+        "seconds": (_number(1, 7 * 86_400), "a number of seconds up to a week"),
+    },
+    "shutdown": {"mode": (lambda value: value in SHUTDOWN_MODES, "one of drain, cancel_pending, now")},
+}
+
+
+def validate(verb: str, arguments: Any) -> dict[str, Any]:
+    """Return the arguments of a verb, checked.
+
+    Raises
+    ------
+    UsageError
+        If the verb is unknown, an argument is missing, unknown or not allowed, or all of it is too large.
+
+    Examples
+    --------
+    >>> validate("cancel", {"task_id": "t1"})
+    {'task_id': 't1'}
+    """
+    expected = VERBS.get(verb)
+    if expected is None:
+        raise UsageError(f"unknown command {verb[:64]!r}; the commands are {', '.join(VERBS)}")
+    if not isinstance(arguments, dict) or arguments.keys() != expected.keys():
+        raise UsageError(f"{verb} takes exactly: {', '.join(expected) or 'no arguments'}")
+    for name, (check, allowed) in expected.items():
+        if not check(arguments[name]):
+            raise UsageError(f"{verb}: {name}={str(arguments[name])[:64]!r} is not {allowed}")
+    if len(json.dumps(arguments)) > MAX_ARGUMENT_BYTES:
+        raise UsageError(f"{verb}: the arguments are over {MAX_ARGUMENT_BYTES} bytes; send less")
+    return arguments
+
+
+def send(
+    connection: sqlite3.Connection,
+    verb: str,
+    arguments: dict[str, Any],
+    *,
+    who: str,
+    now: float,
+    timeout: float = 5.0,
+    poll: float = 0.02,
+) -> CommandResult:
+    """Write a command and wait for its answer.
+
+    ``connection`` is in autocommit mode and may write. ``now`` is seconds since the epoch.
+
+    Raises
+    ------
+    UsageError
+        If the command is not well formed; nothing was written.
+    CommandError
+        If no answer came within ``timeout`` seconds; the command is withdrawn if nobody took it.
+    """
+    checked = validate(verb, arguments)
+    cursor = connection.execute(
+        "INSERT INTO commands (created_seconds, who, verb, arguments) VALUES (?, ?, ?, ?)",
+        (now, who[:256], verb, json.dumps(checked)),
+    )
+    number = cursor.lastrowid
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        row = connection.execute(
+            "SELECT ok, message FROM commands WHERE id = ? AND status = 'done'", (number,)
+        ).fetchone()
+        if row is not None:
+            return CommandResult(bool(row[0]), str(row[1]))
+        time.sleep(poll)
+    withdrawn = connection.execute(
+        "UPDATE commands SET status = 'done', ok = 0, message = 'withdrawn', finished_seconds = ? "
+        "WHERE id = ? AND status = 'new'",
+        (now + timeout, number),
+    ).rowcount
+    what = "was withdrawn" if withdrawn else "was taken but not answered"
+    raise CommandError(f"the session did not answer {verb!r} within {timeout:g} s; the command {what}")

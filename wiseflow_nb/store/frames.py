@@ -1,0 +1,59 @@
+"""Records as DataFrames: moments become UTC times named without their unit, durations stay seconds."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from wiseflow_nb.records import AlertTransition, CellRecord, EventRecord, TaskRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MOMENTS = frozenset(
+    {"created_seconds", "ready_seconds", "started_seconds", "finished_seconds", "time_seconds", "resolved_seconds"}
+)
+
+
+def _frame(cls: type[Any], records: Iterable[Any], index: str) -> pd.DataFrame:
+    import pandas as pd
+
+    rows: Sequence[Any] = list(records)
+    columns: dict[str, Any] = {}
+    for item in fields(cls):
+        values = [getattr(row, item.name) for row in rows]
+        if item.name in _MOMENTS:
+            numbers = pd.Series(values, dtype="float64")
+            columns[item.name.removesuffix("_seconds")] = pd.to_datetime(numbers, unit="s", utc=True)
+        elif str(item.type) == "float":
+            columns[item.name] = pd.Series(values, dtype="float64")
+        else:
+            plain = [value.name.lower() if isinstance(value, enum.IntEnum) else _text(value) for value in values]
+            columns[item.name] = pd.Series(plain, dtype="int64" if str(item.type) == "int" else "object")
+    return pd.DataFrame(columns).set_index(index)
+
+
+def _text(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def task_frame(records: Iterable[TaskRecord]) -> pd.DataFrame:
+    """One row a task, indexed by ``task_id``."""
+    return _frame(TaskRecord, records, "task_id")
+
+
+def alert_frame(records: Iterable[AlertTransition]) -> pd.DataFrame:
+    """One row an alert transition, indexed by ``time``."""
+    return _frame(AlertTransition, records, "time")
+
+
+def cell_frame(records: Iterable[CellRecord]) -> pd.DataFrame:
+    """One row a cell execution, indexed by ``started``."""
+    return _frame(CellRecord, records, "started")
+
+
+def event_frame(records: Iterable[EventRecord]) -> pd.DataFrame:
+    """One row an event, indexed by ``time``."""
+    return _frame(EventRecord, records, "time")

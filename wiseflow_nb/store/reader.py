@@ -1,0 +1,208 @@
+"""Read a session's file and ring from any process, while it is written or long after."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wiseflow_nb.errors import SessionNotFoundError, StoreError
+from wiseflow_nb.records import (
+    NAN,
+    SAMPLE_COLUMNS,
+    AlertTransition,
+    CellRecord,
+    SessionInfo,
+    SessionState,
+    TaskRecord,
+    TaskState,
+    from_json_dict,
+)
+from wiseflow_nb.store.identity import Identity, is_alive
+from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, valid_session_id
+from wiseflow_nb.store.schema import ALERT_COLUMNS, CELL_COLUMNS, TASK_COLUMNS, check_version
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Where the process cannot be seen (another host or namespace), this long without a heartbeat means crashed.
+HEARTBEAT_LOST_SECONDS = 15.0
+_JSON_COLUMNS = frozenset({"dependencies", "tags", "top_processes"})
+
+
+class StoreReader:
+    """Read-only access to one session's directory; any thread may call.
+
+    Raises
+    ------
+    SessionNotFoundError
+        If there is no such session.
+    StoreError
+        If its file belongs to somebody else, or cannot be read.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = directory / DATABASE_NAME
+        self._lock = threading.Lock()
+        try:
+            check_owned(directory)
+            check_owned(self.path)
+            self._db = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode=ro",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=2.0,
+            )
+            check_version(self._db, str(self.path))
+        except FileNotFoundError:
+            raise SessionNotFoundError(
+                f"there is no session {directory.name!r}; `wiseflow sessions` lists those there are"
+            ) from None
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path} cannot be read: {error}") from error
+
+    def query(self, statement: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run one SELECT and return all rows."""
+        with self._lock:
+            return self._db.execute(statement, arguments).fetchall()
+
+    def meta(self) -> dict[str, Any]:
+        """Everything in the meta table."""
+        return {key: json.loads(value) for key, value in self.query("SELECT key, value FROM meta")}
+
+    def info(self, now: float) -> SessionInfo:
+        """Who the session is and whether it is live, ended or crashed at ``now`` (epoch seconds)."""
+        return info_from_meta(self.meta(), self.directory, now)
+
+    def tasks(self, since_rev: int = 0, limit: int = 100_000) -> list[TaskRecord]:
+        """The task rows with a ``rev`` above the given one, oldest change first."""
+        rows = self.query(
+            f"SELECT {', '.join(TASK_COLUMNS)} FROM tasks WHERE rev > ? ORDER BY rev LIMIT ?", (since_rev, limit)
+        )
+        return [_record(TaskRecord, TASK_COLUMNS, row) for row in rows]
+
+    def task(self, task_id: str) -> TaskRecord | None:
+        """One task row."""
+        rows = self.query(f"SELECT {', '.join(TASK_COLUMNS)} FROM tasks WHERE task_id = ?", (task_id,))
+        return _record(TaskRecord, TASK_COLUMNS, rows[0]) if rows else None
+
+    def task_rev(self) -> int:
+        """The highest ``rev`` of any task row."""
+        return int(self.query("SELECT coalesce(max(rev), 0) FROM tasks")[0][0])
+
+    def task_counts(self) -> dict[str, int]:
+        """How many tasks are in each state."""
+        return {
+            str(state): int(count) for state, count in self.query("SELECT state, count(*) FROM tasks GROUP BY state")
+        }
+
+    def alerts(self, limit: int = 1000) -> list[AlertTransition]:
+        """The newest alert transitions, oldest first."""
+        rows = self.query(f"SELECT {', '.join(ALERT_COLUMNS)} FROM alerts ORDER BY rowid DESC LIMIT ?", (limit,))
+        return [_record(AlertTransition, ALERT_COLUMNS, row) for row in reversed(rows)]
+
+    def acknowledged(self) -> frozenset[str]:
+        """The ids of the alerts that somebody acknowledged."""
+        return frozenset(row[0] for row in self.query("SELECT alert_id FROM alert_marks WHERE acknowledged = 1"))
+
+    def cells(self, limit: int = 100_000) -> list[CellRecord]:
+        """The newest cells, oldest first."""
+        rows = self.query(
+            f"SELECT {', '.join(CELL_COLUMNS)} FROM cells ORDER BY started_seconds DESC LIMIT ?", (limit,)
+        )
+        return [_record(CellRecord, CELL_COLUMNS, row) for row in reversed(rows)]
+
+    def sample_blocks(self, since: float = -1e18, until: float = 1e18) -> np.ndarray:
+        """The stored samples that may lie within [since, until]: an array (n, columns) of float64."""
+        import numpy as np
+
+        rows = self.query(
+            "SELECT data FROM samples WHERE tier = 0 AND end_seconds >= ? AND start_seconds <= ? ORDER BY start_seconds",
+            (since, until),
+        )
+        blocks = [np.frombuffer(row[0], dtype="<f8") for row in rows]
+        width = len(SAMPLE_COLUMNS)
+        return np.concatenate(blocks).reshape(-1, width) if blocks else np.empty((0, width))
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+
+def _record(cls: type[Any], columns: Sequence[str], row: Sequence[Any]) -> Any:
+    values = {
+        name: json.loads(value) if name in _JSON_COLUMNS and value is not None else value
+        for name, value in zip(columns, row, strict=True)
+    }
+    return from_json_dict(cls, values)
+
+
+def info_from_meta(meta: dict[str, Any], directory: Path, now: float) -> SessionInfo:
+    """Return the session's info: its end mark first, then its process, then its heartbeat."""
+    last_seen = float(meta.get("heartbeat") or NAN)
+    ended = float(meta.get("ended_seconds") or NAN)
+    state = SessionState.LIVE
+    if ended == ended:
+        state = SessionState.CRASHED if meta.get("crashed") else SessionState.ENDED
+    else:
+        alive = is_alive(Identity(**meta["identity"])) if "identity" in meta else None
+        if alive is None:
+            alive = now - last_seen < HEARTBEAT_LOST_SECONDS
+        if not alive:
+            state, ended = SessionState.CRASHED, last_seen
+    identity = meta.get("identity", {})
+    return SessionInfo(
+        session_id=directory.name,
+        state=state,
+        title=str(meta.get("title", "")),
+        host=str(identity.get("host", "")),
+        pid=int(identity.get("pid", 0)),
+        started_seconds=float(meta.get("started_seconds") or NAN),
+        ended_seconds=ended,
+        last_seen_seconds=last_seen,
+        limit_source=str(meta.get("limit_source", "")),
+        path=str(directory),
+    )
+
+
+def after_the_end(task: TaskRecord) -> TaskRecord:
+    """Return a task as it reads once its session is over: what was in flight is LOST."""
+    if task.state.terminal:
+        return task
+    from dataclasses import replace
+
+    return replace(task, state=TaskState.LOST, reason=task.reason or f"the session ended while it was {task.state}")
+
+
+def session_directory(root: Path, session_id: str) -> Path:
+    """Return the directory of a session, refusing ids that are not ids."""
+    if not valid_session_id(session_id):
+        raise SessionNotFoundError(
+            f"{session_id[:80]!r} is not a session id; `wiseflow sessions` lists those there are"
+        )
+    return root / session_id
+
+
+def list_sessions(root: Path, now: float) -> list[SessionInfo]:
+    """Every readable session below ``root``: live ones first, newest first."""
+    found: list[SessionInfo] = []
+    for directory in sorted(root.iterdir(), reverse=True) if root.is_dir() else []:
+        if not valid_session_id(directory.name):
+            continue
+        try:
+            reader = StoreReader(directory)
+        except StoreError:
+            continue
+        try:
+            found.append(reader.info(now))
+        except (sqlite3.Error, ValueError, TypeError, KeyError):
+            continue  # a file still being made, or damaged: not a session yet
+        finally:
+            reader.close()
+    return sorted(found, key=lambda info: (info.state is not SessionState.LIVE, -info.started_seconds))

@@ -1,0 +1,86 @@
+"""The tables, as numbered migrations; each is committed together with its number."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import fields
+
+from wiseflow_nb.errors import StoreVersionError
+from wiseflow_nb.records import AlertTransition, CellRecord, TaskRecord, TaskTransition
+
+TASK_COLUMNS = tuple(item.name for item in fields(TaskRecord))
+TRANSITION_COLUMNS = tuple(item.name for item in fields(TaskTransition))
+CELL_COLUMNS = tuple(item.name for item in fields(CellRecord))
+ALERT_COLUMNS = tuple(item.name for item in fields(AlertTransition))
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+        """CREATE TABLE samples (
+            tier INTEGER NOT NULL, start_seconds REAL NOT NULL, end_seconds REAL NOT NULL,
+            count INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (tier, start_seconds))""",
+        """CREATE TABLE tasks (
+            task_id TEXT PRIMARY KEY, name TEXT, state TEXT, priority INTEGER, kind TEXT,
+            attempt INTEGER, max_attempts INTEGER, created_seconds REAL, ready_seconds REAL,
+            started_seconds REAL, finished_seconds REAL, queue_seconds REAL, wall_seconds REAL,
+            cpu_seconds REAL, cpu_source TEXT, memory_peak_bytes REAL, memory_source TEXT,
+            progress REAL, progress_text TEXT, reason TEXT, error TEXT, traceback TEXT,
+            output_tail TEXT, dependencies TEXT, tags TEXT, retry_of TEXT, rev INTEGER)""",
+        "CREATE INDEX tasks_by_rev ON tasks (rev)",
+        """CREATE TABLE transitions (
+            seq INTEGER PRIMARY KEY, task_id TEXT, attempt INTEGER, from_state TEXT, to_state TEXT,
+            time_seconds REAL, reason TEXT)""",
+        """CREATE TABLE alerts (
+            alert_id TEXT, rule TEXT, resource TEXT, kind TEXT, from_state TEXT, to_state TEXT,
+            severity TEXT, value REAL, threshold REAL, peak REAL, started_seconds REAL,
+            time_seconds REAL, message TEXT, top_processes TEXT)""",
+        "CREATE INDEX alerts_by_time ON alerts (time_seconds)",
+        "CREATE TABLE alert_marks (alert_id TEXT PRIMARY KEY, acknowledged INTEGER, silenced_until REAL) WITHOUT ROWID",
+        """CREATE TABLE cells (
+            cell_id TEXT PRIMARY KEY, number INTEGER, first_line TEXT, started_seconds REAL,
+            finished_seconds REAL, wall_seconds REAL, cpu_seconds REAL, rss_before_bytes REAL,
+            rss_after_bytes REAL, rss_peak_bytes REAL, largest_gap_seconds REAL, status TEXT)""",
+        """CREATE TABLE events (
+            id INTEGER PRIMARY KEY, time_seconds REAL, kind TEXT, message TEXT, data TEXT)""",
+        """CREATE TABLE commands (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, created_seconds REAL NOT NULL, who TEXT NOT NULL,
+            verb TEXT NOT NULL, arguments TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'new',
+            ok INTEGER, message TEXT, finished_seconds REAL)""",
+        "CREATE INDEX commands_by_status ON commands (status)",
+    ),
+)
+VERSION = len(MIGRATIONS)
+
+
+def migrate(connection: sqlite3.Connection, path: str) -> None:
+    """Bring the file to this version, one committed step at a time.
+
+    ``connection`` must be in autocommit mode (``isolation_level=None``).
+
+    Raises
+    ------
+    StoreVersionError
+        If the file was written by a newer version; it is not touched.
+    """
+    check_version(connection, path)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number}")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+
+def check_version(connection: sqlite3.Connection, path: str) -> None:
+    """Raise ``StoreVersionError`` if the file is newer than this code."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise StoreVersionError(
+            f"{path} has schema version {version}, this wiseflow_nb knows {VERSION}: "
+            "upgrade wiseflow_nb to read it (the file was not touched)"
+        )
