@@ -59,7 +59,7 @@ def test_what_is_written_is_read(writer: StoreWriter, directory: Path) -> None:
     ["'; DROP TABLE tasks; --", "<script>alert(1)</script>", "a\x00b\x1b[31m", "\ud800 lone", "x" * 1_000_000, "日本"],
 )
 def test_any_text_is_stored_as_text(writer: StoreWriter, directory: Path, text: str) -> None:
-    writer.apply([("task", to_json_dict(TaskRecord("t1", text, TaskState.FAILED, error=text)))])
+    writer.apply([("task", to_json_dict(TaskRecord("t1", text, TaskState.FAILED, error=text, rev=1)))])
     writer.commit()
     reader = StoreReader(directory)
     name = reader.tasks()[0].name
@@ -121,7 +121,7 @@ def test_a_newer_file_is_refused_and_not_touched(directory: Path) -> None:
         StoreReader(directory)
     with pytest.raises(StoreVersionError):
         StoreWriter(path)
-    assert path.read_bytes()[:100] == content[:100]
+    assert path.read_bytes() == content
 
 
 def test_session_ids_are_names_and_nothing_else(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from wiseflow_nb.errors import StoreError
 from wiseflow_nb.records import SAMPLE_COLUMNS, AlertTransition, Sample, to_json_dict
-from wiseflow_nb.store.schema import ALERT_COLUMNS, CELL_COLUMNS, TASK_COLUMNS, TRANSITION_COLUMNS, migrate
+from wiseflow_nb.store.schema import ALERT_COLUMNS, CELL_COLUMNS, TASK_COLUMNS, TRANSITION_COLUMNS, check_version, migrate
 
 BLOCK_ROWS = 60
 MAX_TEXT = 100_000
@@ -69,6 +69,7 @@ class StoreWriter:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600))
             os.chmod(path, 0o600)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+            check_version(self._db, str(path))
             # Before the journal mode, or it is silently off.
             self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             self._db.execute("PRAGMA journal_mode = WAL")
