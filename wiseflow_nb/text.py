@@ -1,0 +1,167 @@
+"""Records as plain text, for the command line and the magics. Pure: values in, text out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+
+from wiseflow_nb.config import Settings, is_secret, unit_of
+from wiseflow_nb.records import CellRecord, SessionInfo, Snapshot, TaskRecord
+
+UNKNOWN = "-"
+
+
+def size(value: float) -> str:
+    """Bytes for people, in powers of 1000.
+
+    Examples
+    --------
+    >>> size(340_000_000), size(float("nan"))
+    ('340 MB', '-')
+    """
+    if not math.isfinite(value):
+        return UNKNOWN
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 999.5:
+            return f"{value:.0f} {unit}" if unit != "GB" else f"{value:.1f} GB"
+        value /= 1000
+    return f"{value:.2f} TB"
+
+
+def percent(ratio: float) -> str:
+    """A ratio of 0-1 as per cent.
+
+    Examples
+    --------
+    >>> percent(0.724)
+    '72 %'
+    """
+    return f"{ratio * 100:.0f} %" if math.isfinite(ratio) else UNKNOWN
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    Examples
+    --------
+    >>> duration(0.0123), duration(75), duration(7300)
+    ('12 ms', '1 min 15 s', '2 h 1 min')
+    """
+    if not math.isfinite(seconds):
+        return UNKNOWN
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def moment(seconds: float) -> str:
+    """An epoch time as local time, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if math.isfinite(seconds) else UNKNOWN
+
+
+def one_line(text: str, width: int = 60) -> str:
+    """The text on one line, without control characters (a name must not drive the terminal)."""
+    clean = "".join(letter if letter.isprintable() else " " for letter in text).strip()
+    return clean if len(clean) <= width else clean[: width - 1] + "…"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns padded to their widest cell, two spaces apart.
+
+    Examples
+    --------
+    >>> print(table(["id", "name"], [["1", "etl"]]))
+    id  name
+    1   etl
+    """
+    lines = [list(headers), *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def status_text(snapshot: Snapshot) -> str:
+    """A session at one moment, in a few lines."""
+    info, pool = snapshot.info, snapshot.pool
+    lines = [f"session {info.session_id} ({info.state}), {one_line(info.title) or 'untitled'}, pid {info.pid}"]
+    sample = snapshot.sample
+    if sample is not None:
+        limits = f" of {sample.cpu_limit_cores:g} cores" if math.isfinite(sample.cpu_limit_cores) else ""
+        lines.append(
+            f"cpu {percent(sample.cpu_utilization_ratio)}{limits}, "
+            f"memory {size(sample.memory_working_set_bytes)} of {size(sample.memory_limit_bytes)} "
+            f"({percent(sample.memory_utilization_ratio)}), disk {percent(sample.filesystem_utilization_ratio)}"
+        )
+    if info.limit_source:
+        lines.append(f"limits: {one_line(info.limit_source, 160)}")
+    counts = ", ".join(f"{count} {state}" for state, count in snapshot.task_counts.items() if count) or "none"
+    lines.append(f"tasks: {counts}" + (" (paused)" if snapshot.paused else ""))
+    lines.append(f"workers: {pool.busy} busy of {pool.workers} ({pool.min_workers}-{pool.max_workers})")
+    firing = [alert for alert in snapshot.alerts if not math.isfinite(alert.resolved_seconds)]
+    lines.extend(f"alert: {alert.severity} {one_line(alert.message, 160)}" for alert in firing)
+    return "\n".join(lines)
+
+
+def tasks_text(records: Iterable[TaskRecord]) -> str:
+    """Tasks as a table, newest last."""
+    rows = [
+        [
+            record.task_id,
+            record.name,
+            str(record.state),
+            record.priority.name.lower(),
+            percent(record.progress),
+            duration(record.queue_seconds),
+            duration(record.wall_seconds),
+            duration(record.cpu_seconds),
+            f"{record.attempt}/{record.max_attempts}",
+            record.error or record.reason,
+        ]
+        for record in records
+    ]
+    if not rows:
+        return "no tasks"
+    return table(["task", "name", "state", "priority", "done", "queued", "wall", "cpu", "attempt", "why"], rows)
+
+
+def sessions_text(infos: Iterable[SessionInfo]) -> str:
+    """Sessions as a table."""
+    rows = [
+        [info.session_id, str(info.state), info.title, info.host, str(info.pid), moment(info.started_seconds)]
+        for info in infos
+    ]
+    return table(["session", "state", "title", "host", "pid", "started"], rows) if rows else "no sessions"
+
+
+def settings_rows(settings: Settings) -> list[tuple[str, str, str, str]]:
+    """Every setting: name, value (secrets hidden), unit, source."""
+    rows = []
+    for name, value in settings.model_dump().items():
+        shown = ("(hidden)" if value else "") if is_secret(name) else str(value)
+        rows.append((name.upper(), shown, unit_of(name), settings.source(name)))
+    return rows
+
+
+def settings_text(settings: Settings) -> str:
+    """Every setting with its value, unit and source, as a table."""
+    return table(["setting", "value", "unit", "source"], settings_rows(settings))
+
+
+def cell_text(record: CellRecord) -> str:
+    """What a cell cost, in one line."""
+    share = ""
+    if math.isfinite(record.cpu_seconds) and record.wall_seconds >= 0.01:
+        share = f" ({record.cpu_seconds / record.wall_seconds * 100:.0f} % of a core)"
+    gap = f", largest gap {duration(record.largest_gap_seconds)}" if math.isfinite(record.largest_gap_seconds) else ""
+    return (
+        f"wall {duration(record.wall_seconds)}, cpu {duration(record.cpu_seconds)}{share}, "
+        f"memory {size(record.rss_before_bytes)} -> {size(record.rss_after_bytes)} "
+        f"(peak {size(record.rss_peak_bytes)}){gap}"
+    )
