@@ -33,3 +33,44 @@ def test_runs_from_top_to_bottom(path: Path) -> None:
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+
+
+_NESTED = """
+import asyncio
+from wiseflow_nb import run_nested
+
+async def slow():
+    await asyncio.sleep(0.5)
+    return 42
+
+assert asyncio.get_running_loop().is_running()
+print(run_nested(slow()))
+"""
+
+
+@pytest.mark.kernel
+def test_cells_queued_behind_run_nested_all_run() -> None:
+    from jupyter_client.manager import KernelManager
+
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        asked = [client.execute(_NESTED), *(client.execute(f"print({number})") for number in range(5))]
+        answered = {}
+        while set(answered) != set(asked):
+            reply = client.get_shell_msg(timeout=30)
+            answered[reply["parent_header"]["msg_id"]] = reply["content"]
+        assert [answered[item]["status"] for item in asked] == ["ok"] * 6, answered
+        written = ""
+        while "4\n" not in written.split("42", 1)[-1]:
+            message = client.get_iopub_msg(timeout=10)
+            written += message["content"]["text"] if message["msg_type"] == "stream" else ""
+        assert written.split() == ["42", "0", "1", "2", "3", "4"]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+        manager.cleanup_resources()
+        manager.context.destroy(linger=0)

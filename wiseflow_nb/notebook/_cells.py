@@ -97,6 +97,8 @@ class CellTracker:
         self._clock = clock
         self._running: list[tuple[Session, CellMeter, CellRecord] | None] = []
         self._hooked = False
+        # Newer versions of IPython count a cell before this event, older ones after it has run.
+        self._ahead = 0
 
     def hook(self) -> None:
         """Begin to listen; again does no harm."""
@@ -121,7 +123,7 @@ class CellTracker:
             return
         meter = CellMeter(session, self._clock)
         try:
-            record = meter.begin(self._ipython.execution_count, info.raw_cell or "")
+            record = meter.begin(self._ipython.execution_count - self._ahead, info.raw_cell or "")
             session.cell_started(record)
         except WiseflowError:
             logger.warning("a cell's start was not recorded", exc_info=True)
@@ -135,6 +137,10 @@ class CellTracker:
         session, meter, record = entry
         if session is not self._session():
             return
+        number = result.execution_count
+        if number is not None and number != record.number:
+            self._ahead += record.number - number
+            record = replace(record, number=number)
         try:
             session.cell_finished(meter.end(record, bool(result.success)))
         except WiseflowError:

@@ -158,8 +158,6 @@ class WiseflowMagics(Magics):
         say(f'session {session.id} is closed; wiseflow_nb.open_session("{session.id}") reads its record')
 
     def _task(self, words: list[str], cell: str) -> Any:
-        from wiseflow_nb.tasks import Retry
-
         arguments = _task_parser().parse_args(words)
         if arguments.retries < 0:
             raise UsageError(f"--retries {arguments.retries} is less than 0; give 0 or more")
@@ -169,13 +167,15 @@ class WiseflowMagics(Magics):
             raise UsageError(f"--to {arguments.to!r} is not a variable's name")
         session = self._session()
         self._count += 1
-        name = arguments.name or f"cell-{self._shell.execution_count}-{self._count}"
+        name = arguments.name or f"cell-{self._count}"
         handed, ids = self._dependencies(session, arguments.after)
         code = CellCode(self._shell.transform_cell(cell), name, self._shell.user_ns)
         options: dict[str, Any] = {"name": name, "priority": arguments.priority}
         if ids:
             options["dependencies"] = ids
         if arguments.retries:
+            from wiseflow_nb.tasks import Retry
+
             options["retry"] = Retry(arguments.retries)
         if arguments.timeout is not None:
             options["timeout"] = arguments.timeout
