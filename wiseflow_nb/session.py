@@ -36,7 +36,7 @@ from wiseflow_nb.records import (
     TaskTransition,
     to_json_dict,
 )
-from wiseflow_nb.resources import ResourceMonitor
+from wiseflow_nb.resources.monitor import ResourceMonitor
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import RING_NAME, new_session_id, private_directory, sessions_root
 from wiseflow_nb.store.reader import list_sessions, session_directory

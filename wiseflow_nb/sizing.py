@@ -2,8 +2,9 @@
 
 The rule has three parts. Capacity: never more workers than the bounds, nor far more than the
 effective cores can serve. Demand: no more than there is work for. Pressure: while an alert fires,
-step down at once (critical: halve, warning: one less); when the resources are calm again, step
-up by one after a cool-down. The dead band between "calm" and "warning" keeps the size still.
+step down at once (critical: halve, warning: one less); when the resources are calm again, grow
+after a cool-down, but only so far that the CPU use, taken as proportional to the workers, stays
+calm. The dead band between "calm" and "warning" keeps the size still.
 """
 
 from __future__ import annotations
@@ -106,4 +107,11 @@ def decide_workers(given: SizingInput) -> SizingDecision:
         return SizingDecision(current, "close to a warning level: not growing")
     if since < given.grow_cooldown_seconds:
         return SizingDecision(current, "waiting for the last change to take effect")
-    return SizingDecision(wanted, f"{given.pending} waiting or running, resources are calm")
+    affordable = wanted
+    if given.cpu_utilization_ratio > 0:
+        affordable = math.floor(current * given.cpu_warning_ratio * CALM_SHARE / given.cpu_utilization_ratio)
+    if affordable <= current:
+        return SizingDecision(
+            current, f"CPU at {given.cpu_utilization_ratio:.0%}: one more would near the warning level"
+        )
+    return SizingDecision(min(wanted, affordable), f"{given.pending} waiting or running, resources are calm")

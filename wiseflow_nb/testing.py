@@ -6,6 +6,9 @@ They are public: a test of a task with a time-out, or of an alert rule, needs no
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
+
+from wiseflow_nb.records import EventRecord, Limits, Sample
 
 
 class FakeClock:
@@ -52,3 +55,51 @@ class FakeClock:
             if deadline is not None and self.monotonic() >= deadline:
                 return event.is_set()
         return True
+
+
+class ScriptedProbe:
+    """A probe that gives the samples it was given, the last one for ever.
+
+    Examples
+    --------
+    >>> from wiseflow_nb.records import Limits, Sample
+    >>> probe = ScriptedProbe([Sample(cpu_utilization_ratio=0.5)], Limits(1e9, 2.0, "test", "test"))
+    >>> probe.read(time_seconds=1.0, monotonic_seconds=1.0, interval_seconds=1.0, gap=False).cpu_utilization_ratio
+    0.5
+    """
+
+    def __init__(self, samples: Iterable[Sample], limits: Limits) -> None:
+        self._samples = list(samples)
+        self.limits = limits
+        self.reads = 0
+
+    def read(
+        self,
+        *,
+        time_seconds: float,
+        monotonic_seconds: float,
+        interval_seconds: float,
+        gap: bool,
+        settings_revision: int = 0,
+    ) -> Sample:
+        """Return the next scripted sample, stamped."""
+        sample = self._samples[min(self.reads, len(self._samples) - 1)]
+        self.reads += 1
+        return sample._replace(
+            time_seconds=time_seconds,
+            monotonic_seconds=monotonic_seconds,
+            interval_seconds=interval_seconds,
+            gap=float(gap),
+            settings_revision=float(settings_revision),
+        )
+
+    def top_processes(self, count: int = 3) -> tuple[tuple[int, str, float, float], ...]:
+        """No processes."""
+        return ()
+
+    def take_events(self) -> list[EventRecord]:
+        """No events."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to close."""

@@ -1,0 +1,95 @@
+"""In a real control group of 512 MiB and half a core the figures are the group's, not the host's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.cgroup
+
+MEMORY = 512 * 1024 * 1024
+CANNOT = "control groups cannot be made here (needs root and a writable cgroup mount)"
+
+_CHILD = """
+import json, os, sys, time
+for path in sys.argv[1:]:
+    with open(path, "w") as stream:
+        stream.write(str(os.getpid()))
+from wiseflow_nb.resources._probe import Probe
+probe = Probe(os.getpid())
+def read():
+    now = time.monotonic()
+    return probe.read(time_seconds=time.time(), monotonic_seconds=now, interval_seconds=1.0, gap=False)
+before = read()
+ballast = bytearray(os.urandom(1024) * 102400)
+end = time.monotonic() + 2.0
+while time.monotonic() < end:
+    sum(range(1000))
+after = read()
+print(json.dumps([before._asdict(), after._asdict(), probe.limits.limit_source]))
+"""
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+@pytest.fixture
+def groups() -> Iterator[list[Path]]:
+    """Make the groups; yield the files that take a process in."""
+    base, name = Path("/sys/fs/cgroup"), f"wiseflow-test-{os.getpid()}"
+    made: list[Path] = []
+    try:
+        try:
+            if (base / "cgroup.controllers").exists():
+                directories = [base / name]
+                controls = (base / "cgroup.subtree_control").read_text().split()
+                for controller in ("memory", "cpu"):
+                    if controller not in controls:
+                        _write(base / "cgroup.subtree_control", f"+{controller}")
+                settings = {"memory.max": str(MEMORY), "cpu.max": "50000 100000"}
+            else:
+                directories = [base / part / name for part in ("memory", "cpu", "cpuacct")]
+                settings = {
+                    "memory.limit_in_bytes": str(MEMORY),
+                    "cpu.cfs_period_us": "100000",
+                    "cpu.cfs_quota_us": "50000",
+                }
+            for directory in directories:
+                directory.mkdir(exist_ok=True)
+                made.append(directory)
+            for setting, value in settings.items():
+                found = [directory / setting for directory in directories if (directory / setting).exists()]
+                if not found:
+                    pytest.skip(CANNOT)
+                _write(found[0], value)
+        except OSError:
+            pytest.skip(CANNOT)
+        yield [directory / "cgroup.procs" for directory in directories]
+    finally:
+        for directory in made:
+            directory.rmdir()
+
+
+def test_limits_and_usage_are_those_of_the_group(groups: list[Path]) -> None:
+    out = subprocess.check_output([sys.executable, "-c", _CHILD, *map(str, groups)], text=True, timeout=60)
+    before, after, source = json.loads(out)
+    assert after["memory_limit_bytes"] == MEMORY
+    assert after["cpu_limit_cores"] == 0.5
+    assert "cgroup" in source.split(",")[0]
+    assert "cgroup" in source.split(",")[1]
+    grown = after["memory_working_set_bytes"] - before["memory_working_set_bytes"]
+    assert 90e6 < grown < 130e6
+    assert after["memory_working_set_bytes"] < MEMORY
+    assert after["memory_limit_bytes"] < psutil.virtual_memory().total
+    assert after["memory_utilization_ratio"] == pytest.approx(after["memory_working_set_bytes"] / MEMORY)
+    # One busy thread in a group of half a core is at the limit, whatever the host does.
+    assert 0.8 < after["cpu_utilization_ratio"] < 1.2
+    assert after["container_cpu_throttled_seconds_total"] > before["container_cpu_throttled_seconds_total"]

@@ -1,0 +1,114 @@
+"""The alert machine by table and by property."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wiseflow_nb.records import Sample, Severity
+from wiseflow_nb.resources._alerts import AlertEngine, AlertRule, builtin_rules
+
+RULE = AlertRule("cpu high", "cpu", "cpu_utilization_ratio", 0.7, 0.9, for_seconds=3, keep_seconds=5)
+
+
+def sample(at: float, value: float, gap: bool = False) -> Sample:
+    return Sample(at, at, gap=float(gap), cpu_utilization_ratio=value)
+
+
+def kinds(values: list[float], rule: AlertRule = RULE, finish: bool = False) -> list[str]:
+    engine = AlertEngine([rule])
+    found = [item.kind for at, value in enumerate(values) for item in engine.observe(sample(at, value))]
+    return found + ([item.kind for item in engine.finish(len(values))] if finish else [])
+
+
+def test_a_condition_fires_once_after_for_seconds() -> None:
+    assert kinds([0.8] * 3) == []
+    assert kinds([0.8] * 100) == ["fired"]
+    assert kinds([0.8, 0.8, 0.5, 0.8, 0.8, 0.5] * 10) == []
+
+
+def test_the_life_of_one_alert() -> None:
+    engine = AlertEngine([RULE])
+    values = [0.8] * 5 + [0.95] * 5 + [0.8] * 8 + [0.1] * 8
+    found = [item for at, value in enumerate(values) for item in engine.observe(sample(at, value))]
+    assert [item.kind for item in found] == ["fired", "escalated", "de-escalated", "resolved"]
+    assert [item.severity for item in found] == [Severity.WARNING, Severity.CRITICAL, Severity.WARNING, Severity.NONE]
+    assert len({item.alert_id for item in found}) == 1
+    assert found[-1].peak == 0.95
+
+
+def test_the_clear_level_is_lower_than_the_warning_level() -> None:
+    assert kinds([0.8] * 5 + [0.69] * 50) == ["fired"]
+    assert kinds([0.8] * 5 + [0.66] * 50) == ["fired", "resolved"]
+
+
+def test_a_gap_or_a_missing_value_starts_the_timers_again_and_loses_no_alert() -> None:
+    engine = AlertEngine([RULE])
+    for at in range(3):
+        engine.observe(sample(at, 0.8))
+    assert engine.observe(sample(3, math.nan)) == []
+    assert [engine.observe(sample(at, 0.8)) for at in (4, 5, 6)] == [[], [], []]
+    assert [item.kind for item in engine.observe(sample(7, 0.8))] == ["fired"]
+    assert engine.observe(sample(500, 0.1, gap=True)) == []
+    assert len(engine.active()) == 1
+    assert [item.kind for item in engine.finish(501)] == ["resolved"]
+    assert engine.finish(502) == []
+
+
+def test_new_levels_judge_an_open_alert_and_a_removed_rule_resolves_it() -> None:
+    engine = AlertEngine([RULE])
+    for at in range(5):
+        engine.observe(sample(at, 0.8))
+    higher = builtin_rules({"cpu": (0.85, 0.95)}, 3, 5, 0.95)
+    (opened,) = engine.active()
+    assert engine.replace_rules(higher, 5) == []
+    assert engine.active()[0].alert_id == opened.alert_id
+    found = [item.kind for at in range(6, 20) for item in engine.observe(sample(at, 0.8))]
+    assert found == ["resolved"]
+    for at in range(20, 30):
+        engine.observe(sample(at, 0.9))
+    assert [item.kind for item in engine.replace_rules((), 30)] == ["resolved"]
+
+
+def test_acknowledge_and_silence_take_only_open_alerts() -> None:
+    engine = AlertEngine([RULE])
+    assert not engine.acknowledge("")
+    assert not engine.silence("nobody", 9)
+    for at in range(4):
+        engine.observe(sample(at, 0.8))
+    (alert,) = engine.active()
+    assert engine.acknowledge(alert.alert_id)
+    assert engine.active()[0].acknowledged
+    assert engine.silence(alert.alert_id, 1000)
+    found = [item.kind for at in range(4, 30) for item in engine.observe(sample(at, 0.95 if at < 10 else 0.1))]
+    assert found == ["resolved"]
+
+
+signals = st.lists(
+    st.tuples(st.one_of(st.floats(0, 1.2), st.just(math.nan)), st.floats(0.01, 20), st.booleans()), max_size=120
+)
+
+
+@given(signals)
+def test_every_fired_has_its_resolved_and_no_state_is_told_twice(signal: list[tuple[float, float, bool]]) -> None:
+    engine, at, found = AlertEngine([RULE]), 0.0, []
+    for value, step, gap in signal:
+        at += step
+        found += engine.observe(sample(at, value, gap and step > 15))
+    found += engine.finish(at)
+    open_id, severity, last_fired = "", Severity.NONE, -math.inf
+    for item in found:
+        if item.kind == "fired":
+            assert open_id == ""
+            open_id, last_fired = item.alert_id, item.time_seconds
+        else:
+            assert item.alert_id == open_id
+        assert item.severity is not severity
+        severity = item.severity
+        if item.kind == "resolved":
+            open_id = ""
+            assert item.time_seconds == at or item.time_seconds - last_fired >= RULE.keep_seconds
+    assert open_id == ""
+    assert engine.active() == ()

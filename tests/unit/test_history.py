@@ -1,0 +1,56 @@
+"""Frames and chart data from rows of samples."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wiseflow_nb.records import SAMPLE_COLUMNS
+from wiseflow_nb.resources._history import decimate, frame, series
+
+AT = {name: index for index, name in enumerate(SAMPLE_COLUMNS)}
+
+
+def rows(count: int) -> np.ndarray:
+    made = np.full((count, len(SAMPLE_COLUMNS)), np.nan)
+    made[:, AT["time_seconds"]] = made[:, AT["monotonic_seconds"]] = np.arange(count)
+    made[:, AT["gap"]] = 0
+    made[:, AT["disk_read_bytes_total"]] = np.arange(count) * 100.0
+    return made
+
+
+def test_a_frame_is_a_copy_with_a_utc_index_and_rates() -> None:
+    source = rows(10)
+    made = frame(source, rates=True, attrs={"host": "here"})
+    source[:] = 0
+    assert str(made.index.tz) == "UTC"
+    assert made.index.name == "time"
+    assert made.attrs["host"] == "here"
+    assert np.isnan(made.disk_read_bytes_per_second.iloc[0])
+    assert (made.disk_read_bytes_per_second.iloc[1:] == 100.0).all()
+    assert len(frame(rows(0))) == 0
+
+
+def test_no_rate_across_a_gap_and_a_hole_is_drawn_there() -> None:
+    source = rows(10)
+    source[5:, :2] += 100
+    source[5, AT["gap"]] = 1
+    times, values = series(source, ["disk_read_bytes_per_second", "disk_read_bytes_total"], 0.0, 100)
+    assert len(times) == 11
+    assert np.isnan(values["disk_read_bytes_total"][5])
+    assert (np.diff(times) > 0).all()
+    assert np.isnan(values["disk_read_bytes_per_second"][[0, 5, 6]]).all()
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=500), st.integers(2, 60))
+def test_decimation_keeps_the_extremes(values: list[float], most: int) -> None:
+    times = np.arange(len(values), dtype=float)
+    reduced, columns = decimate(times, {"x": np.array(values)}, most)
+    assert len(reduced) <= max(most, 2)
+    assert len(reduced) == len(columns["x"])
+    assert columns["x"].min() == min(values)
+    assert columns["x"].max() == max(values)
+    assert reduced[0] == 0
+    assert reduced[-1] == times[-1]
+    assert (np.diff(reduced) >= 0).all()

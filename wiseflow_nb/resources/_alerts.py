@@ -1,0 +1,273 @@
+"""Alert rules as a pure state machine: samples in, transitions out, no clock, no thread.
+
+A condition must hold for ``for_seconds`` before it fires and stay below a lower, separate level for
+``keep_seconds`` before it resolves. One alert keeps one id from fired to resolved; escalation and
+de-escalation are moves of the same alert. A missing value or a gap makes the state unknown: timers
+start again, and an open alert stays open until samples tell that it is over. At the end every open
+alert is resolved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from wiseflow_nb.records import NAN, AlertState, AlertTransition, AlertView, Sample, Severity
+
+TopProcesses = Callable[[], tuple[tuple[int, str, float, float], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRule:
+    """When a column is too high. Levels are in the column's unit, durations in seconds."""
+
+    name: str
+    resource: str
+    column: str
+    warning: float
+    critical: float
+    for_seconds: float = 5.0
+    keep_seconds: float = 15.0
+    clear_factor: float = 0.95
+    unit: str = "ratio"
+
+
+@dataclass(frozen=True, slots=True)
+class _Status:
+    """What one rule remembers. The ``*_since`` are monotonic; None: the condition does not hold."""
+
+    state: AlertState = AlertState.UNKNOWN
+    severity: Severity = Severity.NONE
+    alert_id: str = ""
+    started_seconds: float = NAN
+    peak: float = NAN
+    value: float = NAN
+    message: str = ""
+    over_warning_since: float | None = None
+    over_critical_since: float | None = None
+    under_warning_since: float | None = None
+    under_critical_since: float | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.alert_id != ""
+
+
+def builtin_rules(
+    thresholds: Mapping[str, tuple[float, float]], for_seconds: float, keep_seconds: float, clear_factor: float
+) -> tuple[AlertRule, ...]:
+    """The rules for ``cpu``, ``memory`` and ``disk`` at (warning, critical) ratios."""
+    columns = {
+        "cpu": "cpu_utilization_ratio",
+        "memory": "memory_utilization_ratio",
+        "disk": "filesystem_utilization_ratio",
+    }
+    return tuple(
+        AlertRule(f"{name} high", name, column, *thresholds[name], for_seconds, keep_seconds, clear_factor)
+        for name, column in columns.items()
+        if name in thresholds
+    )
+
+
+def _held(since: float | None, now: float, seconds: float) -> bool:
+    return since is not None and now - since >= seconds
+
+
+def _since(condition: bool, before: float | None, now: float) -> float | None:
+    return (now if before is None else before) if condition else None
+
+
+def step(rule: AlertRule, before: _Status, value: float, gap: bool, now: float, wall: float) -> tuple[_Status, str]:
+    """Return the next status and the kind of transition (empty: none).
+
+    ``now`` is monotonic, ``wall`` is seconds since the epoch; both are the sample's.
+    """
+    if math.isnan(value) or gap:
+        return replace(
+            before,
+            state=AlertState.UNKNOWN,
+            over_warning_since=None,
+            over_critical_since=None,
+            under_warning_since=None,
+            under_critical_since=None,
+        ), ""
+    status = replace(
+        before,
+        value=value,
+        over_warning_since=_since(value >= rule.warning, before.over_warning_since, now),
+        over_critical_since=_since(value >= rule.critical, before.over_critical_since, now),
+        under_warning_since=_since(value < rule.warning * rule.clear_factor, before.under_warning_since, now),
+        under_critical_since=_since(value < rule.critical * rule.clear_factor, before.under_critical_since, now),
+    )
+    critical = _held(status.over_critical_since, now, rule.for_seconds)
+    if not status.open:
+        if _held(status.over_warning_since, now, rule.for_seconds):
+            return replace(
+                status,
+                state=AlertState.FIRING,
+                severity=Severity.CRITICAL if critical else Severity.WARNING,
+                alert_id=f"{rule.resource}-{wall:.3f}",
+                started_seconds=wall,
+                peak=value,
+            ), "fired"
+        pending = status.over_warning_since is not None
+        return replace(status, state=AlertState.PENDING if pending else AlertState.OK), ""
+    status = replace(status, peak=max(status.peak, value))
+    if _held(status.under_warning_since, now, rule.keep_seconds):
+        return replace(status, state=AlertState.OK, severity=Severity.NONE, alert_id=""), "resolved"
+    recovering = status.under_warning_since is not None
+    status = replace(status, state=AlertState.RECOVERING if recovering else AlertState.FIRING)
+    if status.severity is Severity.WARNING and critical:
+        return replace(status, severity=Severity.CRITICAL), "escalated"
+    if status.severity is Severity.CRITICAL and _held(status.under_critical_since, now, rule.keep_seconds):
+        return replace(status, severity=Severity.WARNING), "de-escalated"
+    return status, ""
+
+
+class AlertEngine:
+    """Rules and their states. Not thread-safe: one thread observes.
+
+    Examples
+    --------
+    >>> rule = AlertRule("cpu high", "cpu", "cpu_utilization_ratio", 0.7, 0.9, for_seconds=0)
+    >>> engine = AlertEngine([rule])
+    >>> [item.kind for item in engine.observe(Sample(1.0, 1.0, cpu_utilization_ratio=0.95))]
+    ['fired']
+    >>> [item.kind for item in engine.finish(2.0)]
+    ['resolved']
+    """
+
+    def __init__(self, rules: Iterable[AlertRule] = ()) -> None:
+        self._rules = {(rule.name, rule.resource): rule for rule in rules}
+        self._status = dict.fromkeys(self._rules, _Status())
+        self._acknowledged: set[str] = set()
+        self._silenced: dict[str, float] = {}
+
+    def observe(self, sample: Sample, top_processes: TopProcesses | None = None) -> list[AlertTransition]:
+        """Take one sample; return the transitions that people are told of."""
+        found = []
+        for key, rule in self._rules.items():
+            before = self._status[key]
+            value = float(getattr(sample, rule.column))
+            wall = sample.time_seconds
+            status, kind = step(rule, before, value, bool(sample.gap), sample.monotonic_seconds, wall)
+            if kind:
+                top = top_processes() if top_processes is not None and kind in ("fired", "escalated") else ()
+                transition = _transition(rule, before, status, kind, value, wall, top)
+                status = replace(status, message=transition.message)
+                silenced = wall < self._silenced.get(transition.alert_id, -math.inf)
+                if kind in ("fired", "resolved") or not silenced:
+                    found.append(transition)
+                if kind == "resolved":
+                    self._forget(transition.alert_id)
+            self._status[key] = status
+        return found
+
+    def replace_rules(self, rules: Iterable[AlertRule], now: float) -> list[AlertTransition]:
+        """Take new rules. A rule with the same levels keeps its timers; one that is gone resolves its alert.
+
+        An open alert whose levels changed stays open; the next samples judge it by the new levels.
+        """
+        fresh = {(rule.name, rule.resource): rule for rule in rules}
+        resolved = [item for key in self._rules.keys() - fresh.keys() for item in self._resolve(key, now)]
+        status = {}
+        for key, rule in fresh.items():
+            before = self._status.get(key, _Status())
+            status[key] = before if self._rules.get(key) == rule else step(rule, before, NAN, True, now, now)[0]
+        self._rules, self._status = fresh, status
+        return resolved
+
+    def acknowledge(self, alert_id: str) -> bool:
+        """Mark an open alert as seen; return whether there is one with that id."""
+        if self._is_open(alert_id):
+            self._acknowledged.add(alert_id)
+            return True
+        return False
+
+    def silence(self, alert_id: str, until_seconds: float) -> bool:
+        """Say nothing of an open alert's ups and downs until a moment; its end is always told."""
+        if self._is_open(alert_id):
+            self._silenced[alert_id] = until_seconds
+            return True
+        return False
+
+    def finish(self, now: float) -> list[AlertTransition]:
+        """Resolve every open alert: sampling ends at ``now`` (epoch seconds)."""
+        return [item for key in self._rules for item in self._resolve(key, now)]
+
+    def active(self) -> tuple[AlertView, ...]:
+        """The open alerts."""
+        return tuple(
+            AlertView(
+                alert_id=status.alert_id,
+                rule=rule.name,
+                resource=rule.resource,
+                severity=status.severity,
+                state=status.state,
+                value=status.value,
+                threshold=_level(rule, status.severity),
+                peak=status.peak,
+                started_seconds=status.started_seconds,
+                resolved_seconds=NAN,
+                message=status.message,
+                acknowledged=status.alert_id in self._acknowledged,
+            )
+            for key, rule in self._rules.items()
+            if (status := self._status[key]).open
+        )
+
+    def _is_open(self, alert_id: str) -> bool:
+        return bool(alert_id) and any(status.alert_id == alert_id for status in self._status.values())
+
+    def _resolve(self, key: tuple[str, str], now: float) -> list[AlertTransition]:
+        before = self._status[key]
+        if not before.open:
+            return []
+        after = _Status(value=before.value)
+        self._status[key] = after
+        self._forget(before.alert_id)
+        return [_transition(self._rules[key], before, after, "resolved", before.value, now, ())]
+
+    def _forget(self, alert_id: str) -> None:
+        self._acknowledged.discard(alert_id)
+        self._silenced.pop(alert_id, None)
+
+
+def _level(rule: AlertRule, severity: Severity) -> float:
+    return rule.critical if severity is Severity.CRITICAL else rule.warning
+
+
+def _transition(
+    rule: AlertRule,
+    before: _Status,
+    after: _Status,
+    kind: str,
+    value: float,
+    wall: float,
+    top: tuple[tuple[int, str, float, float], ...],
+) -> AlertTransition:
+    told = before if kind == "resolved" else after
+    level = _level(rule, told.severity)
+    peak = max(told.peak, value) if not math.isnan(value) else told.peak
+    started = told.started_seconds
+    if kind == "resolved":
+        message = f"{rule.resource} is back at {value:.0%} after {max(wall - started, 0):.0f} s (peak {peak:.0%})"
+    else:
+        message = f"{rule.resource} at {value:.0%} is {after.severity} (from {level:.0%}, {kind})"
+    return AlertTransition(
+        alert_id=told.alert_id,
+        rule=rule.name,
+        resource=rule.resource,
+        kind=kind,
+        from_state=before.state,
+        to_state=after.state,
+        severity=after.severity,
+        value=value,
+        threshold=level,
+        peak=peak,
+        started_seconds=started,
+        time_seconds=wall,
+        message=message,
+        top_processes=top,
+    )

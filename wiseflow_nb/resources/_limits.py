@@ -1,0 +1,218 @@
+"""The effective limits of a process: the minimum of all that bind it, with the one that won.
+
+Pure given a root path: tests hand in trees of files. Source of the rules: the kernel's
+Documentation/admin-guide/cgroup-v1 and cgroup-v2.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from wiseflow_nb.records import Limits
+
+#: v1 says "no limit" with the largest page-aligned number, about 2**63.
+V1_NO_LIMIT = 2**60
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One control group of one controller: its version, its directory, and the mount's top directory."""
+
+    version: int
+    path: str
+    top: str
+    name: str
+
+    def ancestors(self) -> Iterator[tuple[str, str]]:
+        """(directory, name) from the group up to the top of the mount."""
+        path, name = self.path, self.name
+        while True:
+            yield path, name or "/"
+            if path == self.top or len(path) <= len(self.top):
+                return
+            path, name = os.path.dirname(path), os.path.dirname(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What binds, and the directories where its usage is read; empty where the host binds."""
+
+    limits: Limits
+    memory_version: int = 0
+    memory_dir: str = ""
+    cpu_version: int = 0
+    cpu_dir: str = ""
+    cpuacct_dir: str = ""
+    groups: Mapping[str, Group] = field(default_factory=dict)
+
+
+def locate(pid: int | str = "self", root: str = "/") -> dict[str, Group]:
+    """Return the process' control group by controller; ``""`` is the v2 one."""
+    proc = os.path.join(root, "proc", str(pid))
+    memberships: dict[str, str] = {}
+    for line in _lines(os.path.join(proc, "cgroup")):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        for controller in controllers.split(","):
+            memberships[controller] = path
+    groups: dict[str, Group] = {}
+    for line in _lines(os.path.join(proc, "mountinfo")):
+        left, _, right = line.partition(" - ")
+        fields, after = left.split(), right.split()
+        if len(fields) < 5 or len(after) < 3 or after[0] not in ("cgroup", "cgroup2"):
+            continue
+        mount_root, mount_point = _unescape(fields[3]), _unescape(fields[4])
+        names = [""] if after[0] == "cgroup2" else [item for item in after[2].split(",") if item in memberships]
+        for controller in names:
+            if controller in groups or controller not in memberships:
+                continue
+            name = memberships[controller]
+            inside = _below(name, mount_root)
+            top = os.path.join(root, mount_point.lstrip("/"))
+            path = os.path.join(top, inside.lstrip("/")).rstrip("/")
+            # A path from outside this namespace is not there: then the mount's top is the group.
+            if not os.path.isdir(path):
+                path, inside = top.rstrip("/"), "/"
+            groups[controller] = Group(2 if after[0] == "cgroup2" else 1, path, top.rstrip("/"), inside)
+    return groups
+
+
+def _below(name: str, mount_root: str) -> str:
+    if mount_root == "/" or name.startswith("/.."):
+        return name if not name.startswith("/..") else "/"
+    if name == mount_root or name.startswith(mount_root + "/"):
+        return name[len(mount_root) :] or "/"
+    return name
+
+
+def bound(
+    pid: int | str = "self",
+    root: str = "/",
+    environ: Mapping[str, str] | None = None,
+    host_memory: float = math.inf,
+    host_cores: float = math.inf,
+    affinity: int | None = None,
+) -> Bound:
+    """Return what binds the process, and where its usage is to be read."""
+    groups = locate(pid, root)
+    memory, memory_source = host_memory, "host"
+    memory_dir, memory_version = "", 0
+    for version, directory, name, value in _memory_limits(groups):
+        if value < memory:
+            memory, memory_source, memory_dir, memory_version = value, f"cgroup{version}:{name}", directory, version
+    cores, cpu_source = host_cores, "host"
+    cpu_dir, cpuacct_dir, cpu_version = "", "", 0
+    for version, directory, name, value in _cpu_limits(groups):
+        if value < cores:
+            cores, cpu_source, cpu_dir, cpu_version = value, f"cgroup{version}:{name}", directory, version
+    if cpu_version == 1:
+        cpuacct_dir = _same_level(groups, cpu_dir)
+    for source, count in (("cpuset", _cpuset(groups)), ("affinity", affinity)):
+        if count and count < cores:
+            cores, cpu_source, cpu_dir, cpuacct_dir, cpu_version = float(count), source, "", "", 0
+    environ = os.environ if environ is None else environ
+    if memory_source == "host" and (given := _number(environ.get("MEM_LIMIT", ""))) and given < memory:
+        memory, memory_source = given, "environment:MEM_LIMIT"
+    if cpu_source == "host" and (given := _number(environ.get("CPU_LIMIT", ""))) and given < cores:
+        cores, cpu_source = given, "environment:CPU_LIMIT"
+    limits = Limits(float(memory), float(cores), memory_source, cpu_source)
+    return Bound(limits, memory_version, memory_dir, cpu_version, cpu_dir, cpuacct_dir, groups)
+
+
+def effective_limits(
+    pid: int | str = "self",
+    root: str = "/",
+    environ: Mapping[str, str] | None = None,
+    host_memory: float = math.inf,
+    host_cores: float = math.inf,
+    affinity: int | None = None,
+) -> Limits:
+    """Return the effective limits of a process; see ``Limits`` for units and sources."""
+    return bound(pid, root, environ, host_memory, host_cores, affinity).limits
+
+
+def _memory_limits(groups: Mapping[str, Group]) -> Iterator[tuple[int, str, str, float]]:
+    for group in (groups.get("memory"), groups.get("")):
+        for directory, name in group.ancestors() if group else ():
+            if group is not None and group.version == 2:
+                value = _number(_read(os.path.join(directory, "memory.max")))
+            else:
+                value = _number(_read(os.path.join(directory, "memory.limit_in_bytes")))
+                value = value if value and value < V1_NO_LIMIT else 0.0
+            if value and group is not None:
+                yield group.version, directory, name, value
+
+
+def _cpu_limits(groups: Mapping[str, Group]) -> Iterator[tuple[int, str, str, float]]:
+    for group in (groups.get("cpu"), groups.get("")):
+        for directory, name in group.ancestors() if group else ():
+            if group is not None and group.version == 2:
+                quota, _, period = _read(os.path.join(directory, "cpu.max")).partition(" ")
+            else:
+                quota = _read(os.path.join(directory, "cpu.cfs_quota_us"))
+                period = _read(os.path.join(directory, "cpu.cfs_period_us"))
+            allowed, per = _number(quota), _number(period)
+            if allowed and per and group is not None:
+                yield group.version, directory, name, allowed / per
+
+
+def _same_level(groups: Mapping[str, Group], cpu_dir: str) -> str:
+    """The cpuacct directory at the level of the cpu directory; empty where the trees differ."""
+    cpu, account = groups.get("cpu"), groups.get("cpuacct")
+    if cpu is None or account is None:
+        return ""
+    path = account.top + cpu_dir[len(cpu.top) :]
+    return path if os.path.isfile(os.path.join(path, "cpuacct.usage")) else ""
+
+
+def _cpuset(groups: Mapping[str, Group]) -> int:
+    for group in (groups.get("cpuset"), groups.get("")):
+        for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
+            text = _read(os.path.join(group.path, name)) if group else ""
+            if text:
+                return count_cpus(text)
+    return 0
+
+
+def count_cpus(text: str) -> int:
+    """Return how many CPUs a list such as ``0-2,7`` names.
+
+    Examples
+    --------
+    >>> count_cpus("0-2,7")
+    4
+    """
+    total = 0
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if low.isdigit():
+            total += int(high) - int(low) + 1 if high.isdigit() else 1
+    return total
+
+
+def _number(text: str) -> float:
+    """A positive number, or 0.0 for ``max``, ``-1``, nothing and nonsense."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if value > 0 and math.isfinite(value) else 0.0
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found.group(1), 8)), text)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as stream:
+            return stream.read().strip()
+    except OSError:
+        return ""
+
+
+def _lines(path: str) -> list[str]:
+    return _read(path).splitlines()

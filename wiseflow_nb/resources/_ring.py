@@ -1,0 +1,173 @@
+"""The mapped ring: the newest samples in a file that one process writes and any may read.
+
+Layout: a header of 64 bytes (magic, version, columns, capacity, count), then rows of float64. The
+writer stores a row first and the count after it; a reader looks at the count again after its copy
+and drops the rows that may have been overwritten meanwhile.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from wiseflow_nb.records import SAMPLE_COLUMNS, Sample
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAGIC = b"WFRING\x00\x01"
+HEADER = struct.Struct("<8sIIQ")
+COUNT_AT = 32
+HEADER_BYTES = 64
+
+
+class RingWriter:
+    """Write samples into a new ring file (mode 0600); ``resume`` continues an existing one.
+
+    Parameters
+    ----------
+    path
+        The file; replaced if it exists.
+    columns
+        Names of the columns, for their number.
+    capacity
+        Rows that are kept.
+    """
+
+    def __init__(self, path: str, columns: Sequence[str] = SAMPLE_COLUMNS, capacity: int = 3600) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        fd = os.open(path, flags, 0o600)
+        try:
+            os.ftruncate(fd, HEADER_BYTES + capacity * len(columns) * 8)
+            self._attach(fd, len(columns), capacity)
+        finally:
+            os.close(fd)
+        self._counter[0] = 0
+        # The magic last: a reader that sees it sees a whole header.
+        HEADER.pack_into(self._map, 0, b"\x00" * 8, len(columns), 0, capacity)
+        self._map[0:8] = MAGIC
+
+    @classmethod
+    def resume(cls, path: str) -> RingWriter:
+        """Continue a ring that another writer left.
+
+        Raises
+        ------
+        ValueError
+            If the file is not a ring of this layout.
+        """
+        fd = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0))
+        try:
+            columns, capacity = _layout(os.pread(fd, HEADER_BYTES, 0) if hasattr(os, "pread") else _head(path), path)
+            self = cls.__new__(cls)
+            self._attach(fd, columns, capacity)
+        finally:
+            os.close(fd)
+        self._count = self._counter[0]
+        return self
+
+    def _attach(self, fd: int, columns: int, capacity: int) -> None:
+        self._map = mmap.mmap(fd, HEADER_BYTES + capacity * columns * 8)
+        self._counter = _counter(self._map)
+        self._row = struct.Struct(f"<{columns}d")
+        self.capacity = capacity
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """How many rows were ever written."""
+        return self._count
+
+    def append(self, sample: Sequence[float]) -> None:
+        """Write one row, then the count."""
+        self._row.pack_into(self._map, HEADER_BYTES + (self._count % self.capacity) * self._row.size, *sample)
+        self._count += 1
+        self._counter[0] = self._count
+
+    def close(self) -> None:
+        """Unmap the file; it stays."""
+        self._counter.release()
+        self._map.close()
+
+
+class RingReader:
+    """Read a ring file from any process.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a ring (or is still being made).
+    """
+
+    def __init__(self, path: str) -> None:
+        with open(path, "rb") as stream:
+            self._columns, self.capacity = _layout(stream.read(HEADER_BYTES), path)
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._counter = _counter(self._map)
+        self._row = struct.Struct(f"<{self._columns}d")
+
+    @property
+    def count(self) -> int:
+        """How many rows were ever written."""
+        return self._counter[0]
+
+    def latest(self) -> Sample | None:
+        """The newest row, or None before the first."""
+        while True:
+            count = self.count
+            if count == 0:
+                return None
+            values = self._row.unpack_from(self._map, HEADER_BYTES + ((count - 1) % self.capacity) * self._row.size)
+            if self.count - count < self.capacity - 1:
+                return Sample(*values[: len(SAMPLE_COLUMNS)])
+
+    def read(self, since_count: int = 0) -> tuple[int, np.ndarray]:
+        """Copy the rows from number ``since_count`` on that are still there.
+
+        Returns
+        -------
+        first : int
+            The number of the first row returned.
+        rows : ndarray of float64, shape (n, columns)
+        """
+        import numpy as np
+
+        ring: np.ndarray = np.frombuffer(self._map, dtype="<f8", offset=HEADER_BYTES).reshape(-1, self._columns)
+        count = self.count
+        first = max(since_count, count - self.capacity, 0)
+        if first >= count:
+            return count, np.empty((0, self._columns))
+        start, stop = first % self.capacity, (count - 1) % self.capacity + 1
+        rows = ring[start:stop].copy() if start < stop else np.concatenate((ring[start:], ring[:stop]))
+        # One row more than the count tells may be half written.
+        safe = self.count - self.capacity + 1
+        if safe > first:
+            rows, first = rows[safe - first :], safe
+        return first, rows
+
+    def close(self) -> None:
+        """Unmap the file."""
+        self._counter.release()
+        self._map.close()
+
+
+def _counter(mapped: mmap.mmap) -> memoryview[int]:
+    # One store of eight bytes; struct with a byte order writes them one by one, and a reader can see half.
+    return memoryview(mapped)[COUNT_AT : COUNT_AT + 8].cast("Q")
+
+
+def _layout(header: bytes, path: str) -> tuple[int, int]:
+    if len(header) < HEADER_BYTES or header[:8] != MAGIC:
+        raise ValueError(f"{path} is not a ring file of this version")
+    _, columns, _, capacity = HEADER.unpack_from(header)
+    return int(columns), int(capacity)
+
+
+def _head(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(HEADER_BYTES)
