@@ -1,0 +1,147 @@
+"""Who may run now: the ready queue and the slots. No lock of its own; the manager's is held.
+
+A coroutine starts as soon as it has a slot. A plain call also needs a worker of the pool, so the
+pool is handed an anonymous *ticket* that reserves a slot, and only when a worker takes the ticket up
+is it decided which task runs: the one whose turn it is then. A task is RUNNING when its code is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from wiseflow_nb.pool._queue import ClassQueue, aged
+from wiseflow_nb.tasks._job import Job
+
+
+class Slots:
+    """At most ``limit`` tasks hold a slot; of them at most ``thread_room()`` are plain calls."""
+
+    def __init__(self, limit: int, thread_room: Callable[[], int]) -> None:
+        self.limit = limit
+        self.paused = False
+        self.tickets = 0
+        self.held = 0
+        self.threads_held = 0
+        self._thread_room = thread_room
+        self._threads: ClassQueue[Job] = ClassQueue()
+        self._coroutines: ClassQueue[Job] = ClassQueue()
+        self._assigned: dict[int, Job] = {}
+        self._returning: deque[Job] = deque()
+
+    @property
+    def used(self) -> int:
+        """Slots that are held or reserved."""
+        return self.held + self.tickets
+
+    @property
+    def ready_threads(self) -> int:
+        """Plain calls that are ready and not yet handed to the pool."""
+        return len(self._threads)
+
+    def ready(self) -> list[Job]:
+        """Every task that is ready to run, in no particular order."""
+        return [*self._threads.items(), *self._coroutines.items(), *self._assigned.values()]
+
+    def push(self, job: Job) -> None:
+        """Queue a task that has become ready."""
+        self._queue(job).push(job, job.number, job.level, job.ready_at)
+
+    def discard(self, job: Job) -> None:
+        """Forget a ready task."""
+        if self._assigned.pop(job.number, None) is None:
+            self._queue(job).discard(job.number)
+
+    def reprioritise(self, job: Job, now: float) -> None:
+        """Put a ready task in the place that its class gives it now."""
+        self._queue(job).reprioritise(job.number, job.level, now)
+
+    def start_next(self, now: float) -> Job | None:
+        """Take the next task if there is a slot: a coroutine to start, or a plain call to send a ticket for."""
+        if self.paused:
+            return None
+        while self.tickets > len(self._assigned) and (spare := self._threads.pop(now)) is not None:
+            self._assigned[spare.number] = spare  # a ticket whose task was cancelled serves another
+        if self.used >= self.limit:
+            return None
+        heads = [self._coroutines.peek(now)]
+        if self.threads_held + self.tickets < self._thread_room():
+            heads.append(self._threads.peek(now))
+        best = min((head for head in heads if head is not None), key=lambda head: (-head[0], head[1]), default=None)
+        if best is None:
+            return None
+        job = best[2]
+        self._queue(job).discard(job.number)
+        if job.record.kind == "async":
+            self._hold(job)
+        else:
+            self._assigned[job.number] = job
+            self.tickets += 1
+        return job
+
+    def redeem(self, now: float) -> Job | None:
+        """A worker has taken up a ticket: return the plain call whose turn it is, holding a slot."""
+        self.tickets -= 1
+        if self.paused or self.used >= self.limit:
+            self._give_back(now)
+            return None
+        head = self._threads.peek(now)
+        mine = min(self._assigned.values(), key=lambda job: self._rank(job, now), default=None)
+        if head is not None and (mine is None or (-head[0], head[1]) < self._rank(mine, now)):
+            job = head[2]
+            self._threads.discard(job.number)
+            self._give_back(now)
+        elif mine is not None:
+            job = mine
+            del self._assigned[job.number]
+        else:
+            return None
+        self._hold(job)
+        return job
+
+    def release(self, job: Job) -> None:
+        """Free the slot of a task, if it holds one."""
+        if job.holds:
+            job.holds = False
+            self.held -= 1
+            self.threads_held -= job.record.kind != "async"
+
+    def want_back(self, job: Job) -> Future[None]:
+        """Queue a task that gave up its slot and wants it again; the future is settled when it has it."""
+        job.grant = Future()
+        self._returning.append(job)
+        return job.grant
+
+    def let_through(self, job: Job) -> Future[None] | None:
+        """A task that wants its slot again goes on without: it is to unwind. Return what to settle."""
+        grant, job.grant = job.grant, None
+        if grant is not None:
+            self._returning.remove(job)
+        return grant
+
+    def grants(self) -> list[Future[None]]:
+        """Give free slots to those who gave theirs up, before anything new starts; return what to settle."""
+        given = []
+        while self._returning and self.used < self.limit:
+            job = self._returning.popleft()
+            self._hold(job)
+            if job.grant is not None:
+                given.append(job.grant)
+                job.grant = None
+        return given
+
+    def _queue(self, job: Job) -> ClassQueue[Job]:
+        return self._coroutines if job.record.kind == "async" else self._threads
+
+    def _hold(self, job: Job) -> None:
+        job.holds = True
+        self.held += 1
+        self.threads_held += job.record.kind != "async"
+
+    def _rank(self, job: Job, now: float) -> tuple[int, int]:
+        return -aged(job.level, job.ready_at, now), job.number
+
+    def _give_back(self, now: float) -> None:
+        while len(self._assigned) > self.tickets:
+            self.push(self._assigned.pop(max(self._assigned, key=lambda key: self._rank(self._assigned[key], now))))

@@ -1,0 +1,506 @@
+"""``TaskManager``: the public face of the tasks."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Executor
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, overload
+
+from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
+from wiseflow_nb.config import Settings
+from wiseflow_nb.context import current_task
+from wiseflow_nb.errors import UsageError
+from wiseflow_nb.pool import ThreadPoolManager
+from wiseflow_nb.records import Priority, TaskRecord, TaskState
+from wiseflow_nb.tasks._graph import referenced, swapped
+from wiseflow_nb.tasks._job import Effects, Job
+from wiseflow_nb.tasks._ledger import OnChange
+from wiseflow_nb.tasks._options import TaskOptions
+from wiseflow_nb.tasks._scheduler import Scheduler, perform
+from wiseflow_nb.tasks.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MODES = ("drain", "cancel_pending", "now")
+#: What ``shutdown("now")`` gives running code to stop, in seconds, when it is not told.
+NOW_SECONDS = 5.0
+
+
+class TaskManager:
+    """Runs tasks: coroutines on a loop thread of its own, plain callables on a pool.
+
+    Parameters
+    ----------
+    pool
+        Where plain callables run; any executor. Default: a ``ThreadPoolManager`` of its own, which
+        is closed with the manager.
+    settings
+        Where the default of ``max_concurrent`` comes from; default ``Settings()``.
+    max_concurrent
+        Tasks that run at once, at least 1; default ``settings.max_concurrent_tasks`` (4).
+    clock
+        What time-outs, retries and ageing go by.
+    on_change
+        Called with each new record and its transition (None for progress), in order, under the
+        manager's lock: it should do no more than append.
+    id_prefix
+        Task ids are this and a number.
+
+    Notes
+    -----
+    A result lives as long as somebody keeps the ``Task``; of the finished ones the manager keeps
+    the last 100,000 records.
+
+    Raises
+    ------
+    UsageError
+        If ``max_concurrent`` is less than 1.
+
+    Examples
+    --------
+    >>> with TaskManager() as tasks:
+    ...     one = tasks.submit(pow, 2, 3)
+    ...     tasks.options(priority="high", retry=2).submit(sum, [one, 1]).result()
+    9
+    """
+
+    def __init__(
+        self,
+        pool: Executor | None = None,
+        *,
+        settings: Settings | None = None,
+        max_concurrent: int | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        on_change: OnChange | None = None,
+        id_prefix: str = "t",
+    ) -> None:
+        given = settings if settings is not None else Settings.model_validate({})
+        limit = _limit(given.max_concurrent_tasks if max_concurrent is None else max_concurrent)
+        self._own_pool: ThreadPoolManager | None = None
+        if pool is None:
+            wanted = max(given.max_thread_workers, max_concurrent or 1)
+            pool = self._own_pool = ThreadPoolManager(max_workers=wanted, settings=given, clock=clock)
+        self._scheduler = Scheduler(pool, clock=clock, limit=limit, on_change=on_change, id_prefix=id_prefix)
+        self._clock = clock
+
+    # -- submitting --------------------------------------------------------------------------
+
+    @overload
+    def submit(self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> Task[T]: ...
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: Any, **kwargs: Any) -> Task[T]: ...
+    @overload
+    def submit(self, fn: Coroutine[Any, Any, T], /) -> Task[T]: ...
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Task[Any]:
+        """Submit a call (or a coroutine object) with default options; return its task.
+
+        Tasks among the arguments, also one level deep in a list, tuple or dict, are dependencies
+        and are replaced by their results.
+
+        Raises
+        ------
+        PoolClosedError
+            After ``shutdown``.
+        DependencyError
+            If a dependency is unknown, the task's own, or another manager's.
+        """
+        return self._submit(fn, args, kwargs, TaskOptions())
+
+    def options(self, **options: Any) -> TaskView:
+        """Return a light view that submits with these options.
+
+        Parameters
+        ----------
+        name
+            Default: the function's own.
+        priority
+            low, normal (default), high or critical.
+        dependencies
+            Tasks or ids that must end first, besides those among the arguments.
+        retry
+            A ``Retry`` or a number of further attempts; default 0.
+        timeout
+            Seconds that an attempt may run; default none.
+        deadline
+            Seconds from now within which the task must have ended, waits included; default none.
+        cleanup
+            Called after an attempt that did not complete; given the ``TaskContext`` if it has a
+            required parameter; plain or asynchronous.
+        tags
+            Words to find the task by.
+        trigger
+            ``all_completed`` (default), or ``all_done``: run whatever became of the dependencies;
+            one that did not complete is then handed over as the ``Task`` itself.
+        kind
+            ``auto`` (default), ``thread`` or ``async``.
+
+        Raises
+        ------
+        UsageError
+            If an option is unknown or does not fit.
+
+        Examples
+        --------
+        >>> with TaskManager() as tasks:
+        ...     tasks.options(name="three", timeout=10).submit(sum, [1, 2]).result()
+        3
+        """
+        return TaskView(self, TaskOptions().changed(options))
+
+    @overload
+    def task(self, which: str, /) -> Task[Any] | None: ...
+    @overload
+    def task(self, which: Callable[P, Any], /) -> TaskFunction[P]: ...
+    @overload
+    def task(self, which: None = None, /, **options: Any) -> Callable[[Callable[P, Any]], TaskFunction[P]]: ...
+    def task(self, which: Any = None, /, **options: Any) -> Any:
+        """Decorate a function; or, given an id, return that task.
+
+        Calling a decorated function submits it with the options and returns the ``Task``; the plain
+        function stays at hand as ``.fn``. For an id the answer is None if the task is unknown, or
+        has ended and nobody keeps it.
+
+        Examples
+        --------
+        >>> with TaskManager() as tasks:
+        ...     @tasks.task(retry=1)
+        ...     def double(x):
+        ...         return 2 * x
+        ...     eight = double(4)
+        ...     eight.result(), double.fn(4), tasks.task(eight.id) is eight
+        (8, 8, True)
+        """
+        if isinstance(which, str):
+            job = self._find(which)
+            return None if job is None else job.task_ref()
+        view = self.options(**options)
+        if which is not None:
+            return TaskFunction(view, which)
+        return functools.partial(TaskFunction, view)
+
+    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any]) -> list[Task[Any]]:
+        """Submit ``fn`` once for each item (or tuple of items); return the tasks in order."""
+        return [self._submit(fn, items, {}, TaskOptions()) for items in zip(*iterables, strict=False)]
+
+    def _submit(
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions, retry_of: str = ""
+    ) -> Task[Any]:
+        kind = _kind(fn, args, kwargs, options)
+        name = options.name or getattr(fn, "__qualname__", None) or type(fn).__name__
+        needed = referenced(args, kwargs)
+        call = (fn, args, kwargs)
+        return self._scheduler.submit(call, options, kind=kind, name=name, needed=needed, retry_of=retry_of)
+
+    # -- steering ----------------------------------------------------------------------------
+
+    def cancel(self, task_id: str, reason: str = "cancelled") -> bool:
+        """Ask a task to stop; return False if it is unknown or had ended otherwise."""
+        job = self._find(task_id)
+        return job is not None and self._scheduler.cancel(job, reason)
+
+    def reprioritise(self, task_id: str, priority: Priority | str | int) -> bool:
+        """Change a task's class; return False if it is unknown or has ended."""
+        wanted: Priority = TaskOptions().changed({"priority": priority}).priority
+        job = self._find(task_id)
+        return job is not None and self._scheduler.reprioritise(job, wanted)
+
+    def retry(self, task_id: str) -> Task[Any]:
+        """Submit an ended task anew, and whatever was skipped because of it; return the new task.
+
+        Raises
+        ------
+        UsageError
+            If there is no such task, or it has not ended, completed, was skipped, or was a
+            coroutine object (which runs only once).
+        """
+        with self._scheduler.lock:
+            plan = self._retry_plan(task_id)
+        renewed: dict[str, Task[Any]] = {}
+
+        def renew(task: Task[Any]) -> Task[Any]:
+            return renewed.get(task.id, task)
+
+        for job in plan:
+            args, kwargs = swapped(job.args, job.kwargs, renew)
+            needed = tuple(
+                renew(item) if isinstance(item, Task) else renewed.get(item, item) for item in job.options.dependencies
+            )
+            options = replace(job.options, dependencies=needed)
+            renewed[job.task_id] = self._submit(job.fn, args, kwargs, options, retry_of=job.task_id)
+        return renewed[task_id]
+
+    def _retry_plan(self, task_id: str) -> list[Job]:
+        jobs = self._scheduler.ledger.jobs
+        first = jobs.get(task_id)
+        if first is None:
+            raise UsageError(f"there is no task {task_id!r}; look in records()")
+        if not first.state.terminal or first.state in (TaskState.COMPLETED, TaskState.SKIPPED):
+            told = "retry what it depends on" if first.state is TaskState.SKIPPED else "submit it again instead"
+            raise UsageError(f"task {first.label} is {first.state}, which is not retried; {told}")
+        found: dict[str, Job] = {}
+        stack = [first]
+        while stack:
+            job = stack.pop()
+            found[job.task_id] = job
+            stack += [jobs[item] for item in job.skipped if item in jobs and item not in found]
+        for job in found.values():
+            if inspect.iscoroutine(job.fn):
+                raise UsageError(f"task {job.label} was a coroutine object, which runs once; submit its function")
+        return sorted(found.values(), key=lambda job: job.number)
+
+    def set_max_concurrent(self, count: int) -> None:
+        """Set how many tasks may run at once; those that run go on.
+
+        Raises
+        ------
+        UsageError
+            If it is less than 1.
+        """
+        limit = _limit(count)
+        with self._scheduler.lock:
+            self._scheduler.slots.limit = limit
+        self._scheduler.wake()
+
+    @property
+    def max_concurrent(self) -> int:
+        """How many tasks may run at once."""
+        return self._scheduler.slots.limit
+
+    def pause(self) -> None:
+        """Start no further task until ``resume``; those that run go on."""
+        with self._scheduler.lock:
+            self._scheduler.slots.paused = True
+
+    def resume(self) -> None:
+        """Undo ``pause``."""
+        with self._scheduler.lock:
+            self._scheduler.slots.paused = False
+        self._scheduler.wake()
+
+    @property
+    def paused(self) -> bool:
+        """Whether no further task starts."""
+        return self._scheduler.slots.paused
+
+    def register_resource_cleanup_handler(self, handler: Callable[..., Any]) -> Callable[[], None]:
+        """Call ``handler`` after every attempt that did not complete, when its code has stopped.
+
+        Handlers run last registered first, after the task's own. A handler with a required
+        parameter is given the ``TaskContext``; it may be asynchronous. A failing one is recorded in
+        the task's reason and masks nothing.
+
+        Returns
+        -------
+        callable
+            Call it to remove the handler.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be called.
+        """
+        if not callable(handler):
+            raise UsageError(f"cleanup handler {handler!r} cannot be called; give a function")
+        with self._scheduler.lock:
+            self._scheduler.handlers.append(handler)
+
+        def remove() -> None:
+            with self._scheduler.lock:
+                if handler in self._scheduler.handlers:
+                    self._scheduler.handlers.remove(handler)
+
+        return remove
+
+    # -- looking -----------------------------------------------------------------------------
+
+    @property
+    def pool(self) -> Executor:
+        """Where plain callables run."""
+        return self._scheduler.pool
+
+    @property
+    def rev(self) -> int:
+        """The revision of the newest change."""
+        return self._scheduler.ledger.rev
+
+    def records(self, since_rev: int = 0) -> tuple[TaskRecord, ...]:
+        """The records that changed after ``since_rev``, in order of ``rev``."""
+        with self._scheduler.lock:
+            return self._scheduler.ledger.since(since_rev)
+
+    def counts(self) -> dict[str, int]:
+        """How many tasks are in each state, every state named."""
+        with self._scheduler.lock:
+            return {state.value: count for state, count in self._scheduler.ledger.counts.items()}
+
+    def get(self, task_id: str) -> TaskRecord | None:
+        """The record of a task, or None."""
+        job = self._find(task_id)
+        return None if job is None else job.record
+
+    @property
+    def pending_thread_tasks(self) -> int:
+        """Ready plain calls that have a free slot but no worker yet (those the pool has are in its ``pending``)."""
+        with self._scheduler.lock:
+            slots = self._scheduler.slots
+            return max(0, min(slots.ready_threads, slots.limit - slots.used))
+
+    @property
+    def cleanup_failures(self) -> int:
+        """How many cleanup handlers have failed."""
+        return self._scheduler.cleanup_failures
+
+    def frame(self) -> pd.DataFrame:
+        """One row a task, in order of creation, indexed by ``task_id``; times are UTC, durations seconds.
+
+        pandas is imported by the first call.
+        """
+        import pandas as pd
+
+        with self._scheduler.lock:
+            rows = [job.record for job in self._scheduler.ledger.jobs.values()]
+        frame = pd.DataFrame([asdict(row) for row in rows], columns=[item.name for item in fields(TaskRecord)])
+        frame["state"] = [row.state.value for row in rows]
+        frame["priority"] = [row.priority.name.lower() for row in rows]
+        for column in ("created", "ready", "started", "finished"):
+            place = int(frame.columns.get_loc(f"{column}_seconds"))  # type: ignore[arg-type]
+            values = frame.pop(f"{column}_seconds").astype("float64")
+            frame.insert(place, column, pd.to_datetime(values, unit="s", utc=True))
+        return frame.set_index("task_id")
+
+    def _find(self, task_id: str) -> Job | None:
+        return self._scheduler.ledger.jobs.get(task_id)
+
+    # -- ending ------------------------------------------------------------------------------
+
+    def shutdown(self, mode: str = "drain", timeout: float | None = None) -> None:
+        """Take no more tasks and end; may be called again, also with a stronger mode.
+
+        Parameters
+        ----------
+        mode
+            ``drain`` (default) lets everything run, ``cancel_pending`` what runs already, ``now``
+            asks that to stop as well.
+        timeout
+            Seconds until what still runs is ABANDONED; default none, with ``now`` 5.
+
+        Raises
+        ------
+        UsageError
+            If the mode is unknown, or it is called inside one of the manager's own tasks.
+        """
+        if mode not in MODES:
+            raise UsageError(f"shutdown mode {mode!r} is unknown; give one of {', '.join(MODES)}")
+        scheduler = self._scheduler
+        context = current_task()
+        job = None if context is None else self._find(context.task_id)
+        if scheduler.loop.current or (job is not None and job.attempt is not None and job.attempt.context is context):
+            raise UsageError("shutdown inside a task would wait for that very task; call it elsewhere")
+        if timeout is None and mode == "now":
+            timeout = NOW_SECONDS
+        deadline = None if timeout is None else self._clock.monotonic() + timeout
+        effects: Effects = []
+        with scheduler.lock:
+            scheduler.closed = True
+            scheduler.slots.paused = False
+            if mode != "drain":
+                self._cancel_all(effects, running=mode == "now")
+            scheduler._dispatch(effects)
+        perform(effects)
+        self._clock.wait(scheduler.quiet, None if deadline is None else max(0.0, deadline - self._clock.monotonic()))
+        abandoned = not scheduler.quiet.is_set()
+        if abandoned:
+            effects = []
+            with scheduler.lock:
+                self._cancel_all(effects, running=False)
+                for job in list(scheduler.ledger.jobs.values()):
+                    scheduler._abandon(job, effects)
+            perform(effects)
+        if scheduler._unlisten is not None:
+            scheduler._unlisten()
+            scheduler._unlisten = None
+        scheduler.timers.close()
+        scheduler.loop.stop()
+        if self._own_pool is not None:
+            self._own_pool.shutdown(wait=not abandoned and TaskState.ABANDONED not in self._states())
+
+    def _states(self) -> set[TaskState]:
+        with self._scheduler.lock:
+            return {state for state, count in self._scheduler.ledger.counts.items() if count}
+
+    def _cancel_all(self, effects: Effects, *, running: bool) -> None:
+        scheduler = self._scheduler
+        scheduler.retries_allowed = False
+        # The newest first: a dependent is cancelled in its own right, not skipped.
+        for job in sorted(scheduler.ledger.jobs.values(), key=lambda item: -item.number):
+            if not job.state.terminal and (running or job.attempt is None):
+                scheduler._cancel(job, "shutdown", effects)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown("drain")
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {state}" for state, count in self.counts().items() if count)
+        return f"<TaskManager {counts or 'empty'}; at most {self.max_concurrent} at once>"
+
+
+class TaskView:
+    """Submits to a manager with fixed options; it owns nothing."""
+
+    def __init__(self, manager: TaskManager, options: TaskOptions) -> None:
+        self._manager, self._options = manager, options
+
+    @overload
+    def submit(self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> Task[T]: ...
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: Any, **kwargs: Any) -> Task[T]: ...
+    @overload
+    def submit(self, fn: Coroutine[Any, Any, T], /) -> Task[T]: ...
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Task[Any]:
+        """Submit a call with this view's options; see ``TaskManager.submit``."""
+        return self._manager._submit(fn, args, kwargs, self._options)
+
+    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any]) -> list[Task[Any]]:
+        """Submit ``fn`` once for each item (or tuple of items); return the tasks in order."""
+        return [self._manager._submit(fn, items, {}, self._options) for items in zip(*iterables, strict=False)]
+
+
+class TaskFunction(Generic[P]):
+    """A function whose calls are submitted; ``fn`` is the plain one."""
+
+    def __init__(self, view: TaskView, fn: Callable[P, Any]) -> None:
+        self._view = view
+        self.fn = fn
+        functools.update_wrapper(self, fn)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Task[Any]:
+        return self._view.submit(self.fn, *args, **kwargs)
+
+
+def _limit(count: int) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise UsageError(f"max_concurrent {count!r} lets nothing run; give 1 or more")
+    return count
+
+
+def _kind(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> str:
+    if inspect.iscoroutine(fn):
+        if args or kwargs or options.retry.times or options.kind == "thread":
+            raise UsageError("a coroutine object takes no arguments, runs once and on a loop; submit its function")
+        return "async"
+    if not callable(fn):
+        raise UsageError(f"{fn!r} cannot be called; give a function or a coroutine")
+    if options.kind != "auto":
+        return options.kind
+    called = getattr(fn, "__call__", None)  # noqa: B004  for instances whose __call__ is asynchronous
+    return "async" if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(called) else "thread"
