@@ -1,7 +1,7 @@
 SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 ARGS ?=
 
 # The first interpreter that is new enough; `make PYTHON=/path/to/python` chooses another.

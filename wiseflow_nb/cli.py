@@ -283,12 +283,15 @@ def _limit_rows() -> list[tuple[str, str, str]]:
     from wiseflow_nb.text import size
 
     limits = ResourceMonitor().limits
-    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    groups = "2" if unified else "1" if Path("/sys/fs/cgroup").is_dir() else "none"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        mounts = ""
+    found = [version for version, kind in (("1", "cgroup"), ("2", "cgroup2")) if f" - {kind} " in mounts]
     return [
         ("ok", "memory", f"{size(limits.memory_limit_bytes)} ({limits.memory_source})"),
         ("ok", "cpu", f"{limits.cpu_limit_cores:g} cores ({limits.cpu_source})"),
-        ("ok", "cgroup", f"version {groups}" if groups != "none" else "none"),
+        ("ok", "cgroup", f"version {' and '.join(found)}" if found else "none"),
     ]
 
 

@@ -43,53 +43,75 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     resource_check_interval: float = Field(
-        10.0, ge=0.02, le=3600, description="between samples while idle", json_schema_extra={"unit": "s"}
+        default=10.0, ge=0.02, le=3600, description="between samples while idle", json_schema_extra={"unit": "s"}
     )
     busy_check_interval: float = Field(
-        1.0,
+        default=1.0,
         ge=0.02,
         le=3600,
         description="between samples while a cell or task runs or a dashboard watches",
         json_schema_extra={"unit": "s"},
     )
-    cpu_threshold: float = Field(90.0, gt=0, le=100, description="critical CPU use", json_schema_extra={"unit": "%"})
-    memory_threshold: float = Field(
-        85.0, gt=0, le=100, description="critical memory use", json_schema_extra={"unit": "%"}
+    cpu_threshold: float = Field(
+        default=90.0, gt=0, le=100, description="critical CPU use", json_schema_extra={"unit": "%"}
     )
-    disk_threshold: float = Field(90.0, gt=0, le=100, description="critical disk use", json_schema_extra={"unit": "%"})
+    memory_threshold: float = Field(
+        default=85.0, gt=0, le=100, description="critical memory use", json_schema_extra={"unit": "%"}
+    )
+    disk_threshold: float = Field(
+        default=90.0, gt=0, le=100, description="critical disk use", json_schema_extra={"unit": "%"}
+    )
     warning_threshold_factor: float = Field(
-        0.8, gt=0, lt=1, description="warning level = critical level x this", json_schema_extra={"unit": "x"}
+        default=0.8, gt=0, lt=1, description="warning level = critical level x this", json_schema_extra={"unit": "x"}
     )
     alert_for_seconds: float = Field(
-        5.0, ge=0, le=3600, description="a condition must hold this long to fire", json_schema_extra={"unit": "s"}
+        default=5.0,
+        ge=0,
+        le=3600,
+        description="a condition must hold this long to fire",
+        json_schema_extra={"unit": "s"},
     )
     alert_keep_seconds: float = Field(
-        15.0, ge=0, le=3600, description="it must stay clear this long to resolve", json_schema_extra={"unit": "s"}
+        default=15.0,
+        ge=0,
+        le=3600,
+        description="it must stay clear this long to resolve",
+        json_schema_extra={"unit": "s"},
     )
     alert_clear_factor: float = Field(
-        0.95, gt=0, le=1, description="it clears below the level x this", json_schema_extra={"unit": "x"}
+        default=0.95, gt=0, le=1, description="it clears below the level x this", json_schema_extra={"unit": "x"}
     )
-    disk_path: str = Field(".", min_length=1, description="the path whose file system is watched")
-    max_thread_workers: int = Field(8, ge=1, le=1024, description="most workers of the pool")
-    min_thread_workers: int = Field(2, ge=1, le=1024, description="least workers of the pool")
-    max_concurrent_tasks: int = Field(4, ge=1, le=4096, description="tasks that run at once")
-    auto_shutdown_enabled: bool = Field(False, description="stop the workers when idle")
+    disk_path: str = Field(default=".", min_length=1, description="the path whose file system is watched")
+    max_thread_workers: int = Field(default=8, ge=1, le=1024, description="most workers of the pool")
+    min_thread_workers: int = Field(default=2, ge=1, le=1024, description="least workers of the pool")
+    max_concurrent_tasks: int = Field(default=4, ge=1, le=4096, description="tasks that run at once")
+    auto_shutdown_enabled: bool = Field(default=False, description="stop the workers when idle")
     auto_shutdown_idle_time: float = Field(
-        3600.0, ge=1, le=31_536_000, description="idle this long before stopping", json_schema_extra={"unit": "s"}
+        default=3600.0,
+        ge=1,
+        le=31_536_000,
+        description="idle this long before stopping",
+        json_schema_extra={"unit": "s"},
     )
     auto_shutdown_check_interval: float = Field(
-        300.0, ge=0.1, le=86_400, description="between looks at whether it is idle", json_schema_extra={"unit": "s"}
+        default=300.0,
+        ge=0.1,
+        le=86_400,
+        description="between looks at whether it is idle",
+        json_schema_extra={"unit": "s"},
     )
-    track_cells: bool = Field(True, description="record every cell execution")
-    recorder_enabled: bool = Field(True, description="record in a process of its own (else on a thread)")
-    state_dir: str = Field("", description="where sessions are kept (empty: the user's state directory)")
+    track_cells: bool = Field(default=True, description="record every cell execution")
+    recorder_enabled: bool = Field(default=True, description="record in a process of its own (else on a thread)")
+    state_dir: str = Field(default="", description="where sessions are kept (empty: the user's state directory)")
     retention_days: float = Field(
-        14.0, gt=0, le=3650, description="ended sessions are kept this long", json_schema_extra={"unit": "d"}
+        default=14.0, gt=0, le=3650, description="ended sessions are kept this long", json_schema_extra={"unit": "d"}
     )
-    dashboard_address: str = Field("127.0.0.1", min_length=1, description="address the dashboard listens on")
-    dashboard_port: int = Field(5000, ge=1, le=65535, description="port the dashboard listens on")
+    dashboard_address: str = Field(default="127.0.0.1", min_length=1, description="address the dashboard listens on")
+    dashboard_port: int = Field(default=5000, ge=1, le=65535, description="port the dashboard listens on")
     dashboard_token: str = Field(
-        "", description="token of the dashboard (empty: a new one each time)", json_schema_extra={"secret": True}
+        default="",
+        description="token of the dashboard (empty: a new one each time)",
+        json_schema_extra={"secret": True},
     )
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -367,9 +367,9 @@ class Session:
         """(warning, critical) ratios of cpu, memory and disk."""
         return self._settings.thresholds()
 
-    def sync(self) -> bool:
-        """Wait until what was recorded so far is committed to the file."""
-        return self._state != "open" or self._recorder.sync()
+    def sync(self, timeout: float = 2.0) -> bool:
+        """Wait up to ``timeout`` seconds until what was recorded so far is committed to the file."""
+        return self._state != "open" or self._recorder.sync(timeout)
 
     # Commands: the one place where a verb becomes an action.
 

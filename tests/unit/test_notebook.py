@@ -322,6 +322,9 @@ def test_a_bad_argument_is_one_clear_line(loaded: Desk, line: str, word: str) ->
 def test_stop_and_start(loaded: Desk) -> None:
     _, text = loaded.run("%wiseflow stop")
     assert loaded.session.closed == ["%wiseflow stop"]
+    assert {record.cell_id for record in loaded.session.started} == {
+        record.cell_id for record in loaded.session.finished
+    }
     assert "open_session" in text
     result, text = loaded.run("%wiseflow")
     assert not result.success

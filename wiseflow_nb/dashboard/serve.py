@@ -80,12 +80,18 @@ def serve(
                     # The page's kernel runs in another directory, so a relative path would differ there.
                     os.environ["WISEFLOW_STATE_DIR"] = str(Path(settings.state_dir).expanduser().absolute())
                 os.environ["VOILA_APP_IP"] = "127.0.0.1" if address in {"0.0.0.0", "::", ""} else address
-                server = _make_server(
-                    address, port, token, base_url, notebook, ready=lambda: _ready(url, open_browser, say or _say)
-                )
-                server.initialize([])
-                stop.attach(server)
-                _run(server, address, port)
+
+                def ready(loop: Any) -> None:
+                    if stop.asked:
+                        loop.stop()
+                    else:
+                        _ready(url, open_browser, say or _say)
+
+                if not stop.asked:
+                    server = _make_server(address, port, token, base_url, notebook, ready)
+                    server.initialize([])
+                    stop.attach(server)
+                    _run(server, address, port)
         except KeyboardInterrupt:
             pass
 
@@ -217,11 +223,15 @@ def _package_on_jupyter_path() -> Iterator[str]:
 
 
 class _Stop:
-    """Turns the first signal into an orderly end, whatever stage the start has reached."""
+    """Turns the first signal into an orderly end, whatever stage the start has reached.
+
+    Nothing is raised at the first one: an exception in the middle of a start would leave behind
+    what was half started. A second one interrupts.
+    """
 
     def __init__(self) -> None:
         self._server: Any = None
-        self._stopping = False
+        self.asked = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -243,13 +253,12 @@ class _Stop:
         return [int(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
     def _handle(self, _number: int, _frame: Any) -> None:
-        if self._stopping:
-            return
-        self._stopping = True
-        loop = getattr(self._server, "ioloop", None)
-        if loop is None:
+        if self.asked:
             raise KeyboardInterrupt
-        loop.add_callback_from_signal(loop.stop)
+        self.asked = True
+        loop = getattr(self._server, "ioloop", None)
+        if loop is not None:
+            loop.add_callback_from_signal(loop.stop)
 
 
 def _run(server: Any, address: str, port: int) -> None:
@@ -261,7 +270,7 @@ def _run(server: Any, address: str, port: int) -> None:
 
 
 def _make_server(
-    address: str, port: int, token: str, base_url: str, notebook: str, *, ready: Callable[[], None]
+    address: str, port: int, token: str, base_url: str, notebook: str, ready: Callable[[Any], None]
 ) -> Any:
     import logging
 
@@ -291,7 +300,7 @@ def _make_server(
             sweeper = Sweeper(self.kernel_manager, loop.time)
             callback = PeriodicCallback(sweeper.sweep, _SWEEP_SECONDS * 1000)
             loop.add_callback(callback.start)
-            loop.add_callback(ready)
+            loop.add_callback(ready, loop)
             super().listen()
 
         def stop(self) -> None:

@@ -115,6 +115,13 @@ class CellTracker:
             self._hooked = False
         self._running.clear()
 
+    def finish_open(self) -> None:
+        """Complete the records of cells that still run: their session is about to close."""
+        for position, entry in enumerate(self._running):
+            if entry is not None:
+                self._running[position] = None
+                self._finish(*entry, ok=True)
+
     def _before(self, info: Any) -> None:
         # Cells nest (a cell may call run_cell): every start pushes, every end pops, tracked or not.
         self._running.append(None)
@@ -141,8 +148,12 @@ class CellTracker:
         if number is not None and number != record.number:
             self._ahead += record.number - number
             record = replace(record, number=number)
+        self._finish(session, meter, record, ok=bool(result.success))
+
+    @staticmethod
+    def _finish(session: Session, meter: CellMeter, record: CellRecord, *, ok: bool) -> None:
         try:
-            session.cell_finished(meter.end(record, bool(result.success)))
+            session.cell_finished(meter.end(record, ok))
         except WiseflowError:
             logger.warning("a cell's end was not recorded", exc_info=True)
 

@@ -34,6 +34,8 @@ class Extension:
         for dashboard in self.dashboards:
             dashboard.close()
         self.dashboards.clear()
+        # The cell that asks for it is still running; its row must not stay open.
+        self.tracker.finish_open()
         session, self.session = self.session, None
         if session is not None:
             session.close(reason)
@@ -82,5 +84,5 @@ def unload(ipython: Any) -> None:
     if extension is None:
         return
     delattr(ipython, _ATTRIBUTE)
-    extension.unhook()
     extension.stop("extension unloaded")
+    extension.unhook()
