@@ -119,7 +119,7 @@ class Session:
                 retention_days=self._settings.retention_days,
             ),
             on_alert=self._alert,
-            on_event=self.bus.publish,
+            on_event=self._recorder_event,
             on_command=self._command,
             in_process=not self._settings.recorder_enabled,
             clock=clock,
@@ -384,16 +384,14 @@ class Session:
 
     def _perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
         if verb in ("watch", "acknowledge", "silence"):
-            result = self._recorder.request(verb, arguments)
-            if verb == "acknowledge" and result.ok:
-                self._acknowledged.add(str(arguments["alert_id"]))
-            return result
+            return self._recorder.request(verb, arguments)
         task_id = str(arguments.get("task_id", ""))
         if task_id and self.tasks.get(task_id) is None:
             return CommandResult(False, f"no task {task_id!r}")
         match verb:
             case "cancel":
-                asked = self.tasks.cancel(task_id)
+                record = self.tasks.get(task_id)
+                asked = record is not None and not record.state.terminal and self.tasks.cancel(task_id)
                 message = f"{task_id} was asked to stop" if asked else f"{task_id} is already over"
                 result = CommandResult(asked, message)
             case "retry":
@@ -456,6 +454,11 @@ class Session:
         self._alerts.append(transition)
         self.monitor.deliver(transition)
 
+    def _recorder_event(self, event: EventRecord) -> None:
+        if event.kind == "acknowledged":
+            self._acknowledged.add(str(event.data["alert_id"]))
+        self.bus.publish(event)
+
     def _after_alert(self, transition: AlertTransition) -> None:
         if transition.resource in ("cpu", "memory"):
             self._size_pool()
@@ -497,7 +500,7 @@ class Session:
 
     def _size_pool(self) -> None:
         decision = self.monitor.calculate_optimal_thread_count(
-            pending=self.tasks.pending_thread_tasks + self.pool.pending, workers=self.pool.status().workers
+            pending=self.tasks.pending_thread_tasks + self.pool.pending, workers=self.pool.status().target
         )
         self.pool.resize(decision.target, decision.reason)
 

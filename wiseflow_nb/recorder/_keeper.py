@@ -261,6 +261,8 @@ class Keeper:
             if not sampler.acknowledge(alert_id):
                 return False, f"no open alert {alert_id!r}"
             self._local.append(lambda: self._writer.mark_alert(alert_id, acknowledged=True))
+            text = f"alert {alert_id} was acknowledged"
+            self.on_event(EventRecord(self._clock.time(), "acknowledged", text, {"alert_id": alert_id}))
             return True, "acknowledged"
         until = self._clock.time() + float(arguments["seconds"])
         if not sampler.silence(alert_id, until):

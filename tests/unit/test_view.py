@@ -1,0 +1,159 @@
+"""One conformance suite for both views: in this process, and through the file."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from wiseflow_nb.errors import SessionNotFoundError
+from wiseflow_nb.records import AlertState, AlertTransition, SessionState, Severity
+from wiseflow_nb.session import Session, current_session, open_session, sessions, start_default
+from wiseflow_nb.view import StoreView, alert_views, default_view
+
+
+def wait_until(condition, timeout: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    with Session(title="conformance", resource_check_interval=0.05) as made:
+        yield made
+
+
+@pytest.fixture(params=["local", "store"])
+def view(session: Session, request: pytest.FixtureRequest):
+    made = session.view if request.param == "local" else StoreView(session.directory)
+    yield made
+    made.close()
+
+
+def test_a_snapshot_tells_of_tasks_pool_settings_and_samples(session: Session, view) -> None:
+    session.tasks.options(name="one", priority="high").submit(sum, [1, 2]).result(timeout=10)
+    wait_until(lambda: view.snapshot().task_counts.get("completed") == 1)
+    wait_until(lambda: view.snapshot().sample is not None)
+    shot = view.snapshot()
+    assert shot.info.state is SessionState.LIVE
+    assert shot.info.title == "conformance"
+    assert [(task.name, task.state, task.priority.name) for task in shot.tasks] == [("one", "completed", "HIGH")]
+    assert shot.settings["cpu_threshold"] == 90.0
+    assert "dashboard_token" not in shot.settings
+    assert shot.thresholds["memory"] == (0.68, 0.85)
+    assert shot.sample.memory_limit_bytes > 0
+    wait_until(lambda: view.snapshot().pool.max_workers == 8)
+
+
+def test_only_what_changed_comes_again(session: Session, view) -> None:
+    session.tasks.submit(int).result(timeout=10)
+    wait_until(lambda: view.snapshot().task_counts.get("completed") == 1)
+    before = view.snapshot()
+    assert view.snapshot(before.rev).tasks == ()
+    session.tasks.options(name="second").submit(int).result(timeout=10)
+    wait_until(lambda: view.snapshot().task_counts.get("completed") == 2)
+    assert [task.name for task in view.snapshot(before.rev).tasks] == ["second"]
+
+
+def test_the_verbs(session: Session, view) -> None:
+    release = threading.Event()
+    held = [session.tasks.options(name=f"held {number}").submit(release.wait, 30) for number in range(8)]
+    waiting = held[-1]
+    wait_until(lambda: view.task(waiting.id) is not None)
+    assert view.reprioritise(waiting.id, "critical").ok
+    wait_until(lambda: view.task(waiting.id).priority.name == "CRITICAL")
+    assert not view.reprioritise(waiting.id, "urgent").ok
+    assert view.cancel(waiting.id).ok
+    wait_until(lambda: view.task(waiting.id).state == "cancelled")
+    assert not view.cancel(waiting.id).ok
+    answer = view.retry(waiting.id)
+    assert answer.ok, answer.message
+    assert view.pause().ok
+    wait_until(lambda: view.snapshot().paused)
+    assert view.resume().ok
+    assert view.resize(1, 3).ok
+    assert session.settings.max_thread_workers == 3
+    assert not view.resize(5, 3).ok
+    assert not view.acknowledge("nothing").ok
+    view.watch(5)
+    release.set()
+    assert view.shutdown("drain").ok
+
+
+def test_frames_and_chart_data(session: Session, view) -> None:
+    session.tasks.options(name="framed").submit(int).result(timeout=10)
+    wait_until(lambda: len(view.history()) > 3)
+    session.sync()
+    assert view.task_history().name.tolist() == ["framed"]
+    assert "session_started" in set(view.events().kind)
+    assert len(view.alert_history()) == 0
+    assert len(view.cell_history()) == 0
+    times, values = view.series(["cpu_utilization_ratio", "disk_read_bytes_per_second"], 0.0, 100)
+    assert len(times) == len(values["cpu_utilization_ratio"]) == len(values["disk_read_bytes_per_second"]) > 2
+    assert view.history(rates=True).attrs["limit_source"]
+    cut = view.history().index[2]
+    assert view.history(since=cut).index[0] >= cut.floor("us")
+    assert [info.session_id for info in view.sessions()] == [session.id]
+
+
+def test_alerts_fire_in_the_recorder_and_reach_callbacks_and_views() -> None:
+    seen: list[AlertTransition] = []
+    settings = {"resource_check_interval": 0.05, "alert_for_seconds": 0.0, "memory_threshold": 0.001}
+    with Session(title="alerting", **settings) as session:
+        session.monitor.add_callback(seen.append)
+        wait_until(lambda: any(item.resource == "memory" for item in seen))
+        view = StoreView(session.directory)
+        wait_until(lambda: any(alert.resource == "memory" for alert in view.snapshot().alerts))
+        (alert,) = [item for item in view.snapshot().alerts if item.resource == "memory"]
+        assert alert.severity is Severity.CRITICAL
+        assert view.acknowledge(alert.alert_id).ok
+        wait_until(lambda: view.snapshot().alerts[0].acknowledged)
+        wait_until(lambda: "memory" in session.pool.status().reason)
+        view.close()
+        number = session.id
+    view = open_session(number)
+    kinds = [
+        kind
+        for kind, what in zip(view.alert_history().kind, view.alert_history().resource, strict=True)
+        if what == "memory"
+    ]
+    assert kinds == ["fired", "resolved"]
+    view.close()
+
+
+def test_the_fold_of_transitions_into_alerts() -> None:
+    def move(alert: str, kind: str, at: float, severity: Severity) -> AlertTransition:
+        state = AlertState.OK if kind == "resolved" else AlertState.FIRING
+        return AlertTransition(alert, "r", "cpu", kind, AlertState.OK, state, severity, 1, 1, 1, at, at, "m")
+
+    views = alert_views(
+        [
+            move("a", "fired", 1, Severity.WARNING),
+            move("a", "escalated", 2, Severity.CRITICAL),
+            move("a", "resolved", 3, Severity.NONE),
+            move("b", "fired", 4, Severity.WARNING),
+        ],
+        frozenset({"b"}),
+    )
+    assert [(view.alert_id, view.severity, view.acknowledged) for view in views] == [
+        ("b", Severity.WARNING, True),
+        ("a", Severity.CRITICAL, False),
+    ]
+
+
+def test_the_default_session_is_one_and_is_forgotten_when_closed() -> None:
+    session = start_default(title="default")
+    assert start_default() is session is current_session()
+    other = default_view()
+    assert other.snapshot().info.session_id == session.id
+    other.close()
+    session.close()
+    assert current_session() is None
+    assert not session.view.pause().ok
+    with pytest.raises(SessionNotFoundError):
+        open_session("20200101-000000-none")
+    assert [info.state for info in sessions()] == [SessionState.ENDED]
