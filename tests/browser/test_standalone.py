@@ -83,10 +83,7 @@ def test_a_second_process_shows_and_steers_a_kernel(page: Any, tmp_path: Path, k
         assert status_of(url.split("?")[0]) != 200 or "login" in _final_url(url.split("?")[0])
         page.goto(url)
         page.locator('[data-testid="chart-cpu"]').wait_for(timeout=60_000)
-        assert (
-            number in page.locator(".wf-root, body").first.inner_text()
-            or page.locator(f'option[value="{number}"]').count()
-        )
+        page.locator(f'option[value="{number}"]').first.wait_for(state="attached", timeout=30_000)
         page.locator('[data-testid="task-row"][data-name="quick"][data-state="completed"]').wait_for(timeout=30_000)
         row = page.locator('[data-testid="task-row"][data-name="endless"][data-state="running"]')
         row.wait_for(timeout=30_000)
