@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 SESSION_VARIABLE = "WISEFLOW_SESSION"
 
 #: A page that is left closes its socket at once; a laptop that sleeps is found out by the pings.
-VISITOR_GONE_SECONDS = 20.0
+VISITOR_GONE_SECONDS = 18.0
 #: A kernel that still renders its page is busy; longer than this it is stuck.
 RENDER_SECONDS = 120.0
 _SWEEP_SECONDS = 2.0
 _PING_MILLISECONDS = 5_000
+#: More than one interval, or an answer that came in time looks late when the next ping is due.
+_PONG_MILLISECONDS = 8_000
 
 _EXTENSIONS = ["anywidget", "@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8"]
 
@@ -274,10 +276,20 @@ def _make_server(
 ) -> Any:
     import logging
 
+    from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
     from tornado.ioloop import IOLoop, PeriodicCallback
     from tornado.web import RequestHandler
     from traitlets.config import Config
     from voila.app import Voila
+
+    # Its stubs call what is a coroutine here a plain function.
+    base: Any = AsyncMappingKernelManager
+
+    class Kernels(base):  # type: ignore[misc]
+        async def start_kernel(self, **options: Any) -> Any:
+            # ipykernel 7 warns of TCP at each start; here it listens on loopback, behind a key.
+            options.setdefault("extra_arguments", ["--IPKernelApp.log_level=40"])
+            return await super().start_kernel(**options)
 
     class Health(RequestHandler):
         def get(self) -> None:
@@ -312,7 +324,10 @@ def _make_server(
             run_sync(self.kernel_manager.shutdown_all)(now=True)
             shutil.rmtree(self.connection_dir, ignore_errors=True)
 
+    # Tornado takes Jupyter's milliseconds for seconds of its own and warns at every connection.
+    logging.getLogger("tornado.general").setLevel(logging.ERROR)
     options = {
+        "multi_kernel_manager_class": Kernels,
         "template": "wiseflow",
         "allow_template_override": "NO",
         "file_allowlist": [],
@@ -332,7 +347,7 @@ def _make_server(
         base_url=base_url,
         notebook_path=notebook,
         log_level=logging.ERROR,
-        tornado_settings={"ws_ping_interval": _PING_MILLISECONDS, "ws_ping_timeout": 2 * _PING_MILLISECONDS},
+        tornado_settings={"ws_ping_interval": _PING_MILLISECONDS, "ws_ping_timeout": _PONG_MILLISECONDS},
     )
 
 
