@@ -6,9 +6,17 @@ They are public: a test of a task with a time-out, or of an alert rule, needs no
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+from typing import Any, ParamSpec, TypeVar
 
+from wiseflow_nb.errors import PoolClosedError
+from wiseflow_nb.futures import settle
 from wiseflow_nb.records import EventRecord, Limits, Sample
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class FakeClock:
@@ -103,3 +111,73 @@ class ScriptedProbe:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+class ManualExecutor(Executor):
+    """An executor that runs nothing by itself: the test says what runs, when, and on which thread.
+
+    Examples
+    --------
+    >>> executor = ManualExecutor()
+    >>> future = executor.submit(pow, 2, 3)
+    >>> executor.pending, future.done()
+    (1, False)
+    >>> executor.run_next(), future.result()
+    (True, 8)
+    """
+
+    def __init__(self) -> None:
+        self._queue: deque[Callable[[], None]] = deque()
+        self._closed = False
+
+    @property
+    def pending(self) -> int:
+        """How many submitted calls have not been taken."""
+        return len(self._queue)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queue the call; return its future.
+
+        Raises
+        ------
+        PoolClosedError
+            After ``shutdown``.
+        """
+        if self._closed:
+            raise PoolClosedError("the executor has been shut down; make a new ManualExecutor")
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                value: Any = fn(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001  user code: handed to the future
+                settle(future, error=error)
+            else:
+                settle(future, value)
+
+        self._queue.append(run)
+        return future
+
+    def take(self) -> Callable[[], None]:
+        """Take the oldest call out of the queue; whoever calls what is returned runs it."""
+        return self._queue.popleft()
+
+    def run_next(self) -> bool:
+        """Run the oldest call on this thread; return False if there was none."""
+        if not self._queue:
+            return False
+        self.take()()
+        return True
+
+    def run_all(self) -> int:
+        """Run calls, those submitted meanwhile included, until none is left; return how many."""
+        count = 0
+        while self.run_next():
+            count += 1
+        return count
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no further calls; queued ones stay where they are."""
+        self._closed = True

@@ -368,6 +368,7 @@ def test_ageing() -> None:
 operation = st.one_of(
     st.tuples(st.just("push"), st.sampled_from(Priority)),
     st.tuples(st.just("pop"), st.none()),
+    st.tuples(st.just("again"), st.integers(0, 30)),
     st.tuples(st.just("advance"), st.sampled_from([1, 10, 30, 45])),
     st.tuples(st.just("discard"), st.integers(0, 30)),
     st.tuples(st.just("move"), st.tuples(st.integers(0, 30), st.sampled_from(Priority))),
@@ -385,6 +386,11 @@ def test_the_queue_agrees_with_a_sorted_list(operations: list[tuple[str, object]
             key += 1
             queue.push(key, key, value, now)
             model[key] = (value, now)
+        elif what == "again":
+            if value not in model:
+                queue.push(value, value, Priority.LOW, now)  # type: ignore[arg-type]
+                model[value] = (Priority.LOW, now)  # type: ignore[index]
+                key = max(key, value)  # type: ignore[call-overload]
         elif what == "advance":
             now += value  # type: ignore[operator]
         elif what == "discard":

@@ -63,6 +63,8 @@ class ClassQueue(Generic[ItemT]):
         self._entries: dict[int, _Entry[ItemT]] = {}
         self._classes: list[list[tuple[int, int, _Entry[ItemT]]]] = [[] for _ in Priority]
         self._due: list[tuple[float, int, int, _Entry[ItemT]]] = []
+        # One count for all entries: a key may come back while its old entries are still in a heap.
+        self._stamps = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -124,7 +126,8 @@ class ClassQueue(Generic[ItemT]):
 
     def _place(self, entry: _Entry[ItemT], level: Priority) -> None:
         entry.level = level
-        entry.stamp += 1
+        self._stamps += 1
+        entry.stamp = self._stamps
         heapq.heappush(self._classes[level], (entry.key, entry.stamp, entry))
         if level < AGEING_CEILING:
             climbed = level - entry.priority

@@ -6,9 +6,9 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wiseflow_nb.context import TaskContext, enter_task, leave_task
@@ -16,7 +16,9 @@ from wiseflow_nb.errors import TaskCancelledError
 from wiseflow_nb.records import NAN, Priority
 
 if TYPE_CHECKING:
-    from wiseflow_nb.pool.manager import ThreadPoolManager
+    import pandas as pd
+
+    from wiseflow_nb.pool._crew import Crew
 
 logger = logging.getLogger("wiseflow_nb.pool")
 ValueT = TypeVar("ValueT")
@@ -62,7 +64,7 @@ class PoolStats:
 class PoolFuture(Future[ValueT]):
     """The future of pool work; ``cancel()`` takes queued work out of the queue at once."""
 
-    def __init__(self, pool: ThreadPoolManager) -> None:
+    def __init__(self, pool: Crew) -> None:
         super().__init__()
         self._pool = pool
         self._work: Work | None = None
@@ -162,6 +164,18 @@ def run_work(work: Work, monotonic: Callable[[], float], epoch: float) -> tuple[
         failures,
     )
     return value, error, record
+
+
+def records_frame(rows: Sequence[PoolRecord]) -> pd.DataFrame:
+    """The records as a frame, times in UTC."""
+    import pandas as pd
+
+    frame = pd.DataFrame([asdict(row) for row in rows], columns=[item.name for item in fields(PoolRecord)])
+    frame["priority"] = [row.priority.name.lower() for row in rows]
+    for column in ("started", "submitted"):
+        values = frame.pop(f"{column}_seconds").astype("float64")
+        frame.insert(4, column, pd.to_datetime(values, unit="s", utc=True))
+    return frame
 
 
 def wants_context(handler: Callable[..., Any]) -> bool:

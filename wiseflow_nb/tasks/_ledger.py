@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.records import TaskRecord, TaskState, TaskTransition
 from wiseflow_nb.tasks._job import Job
 from wiseflow_nb.tasks._machine import check_move
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 OnChange = Callable[[TaskRecord, TaskTransition | None], None]
@@ -113,3 +116,17 @@ class Ledger:
         job = self.jobs.pop(task_id)
         self._changed.pop(task_id, None)
         self.counts[job.record.state] -= 1
+
+
+def records_frame(rows: Sequence[TaskRecord]) -> pd.DataFrame:
+    """One row a record, indexed by ``task_id``, times in UTC."""
+    import pandas as pd
+
+    frame = pd.DataFrame([asdict(row) for row in rows], columns=[item.name for item in fields(TaskRecord)])
+    frame["state"] = [row.state.value for row in rows]
+    frame["priority"] = [row.priority.name.lower() for row in rows]
+    names = list(frame.columns)
+    for column in ("created", "ready", "started", "finished"):
+        values = frame.pop(f"{column}_seconds").astype("float64")
+        frame.insert(names.index(f"{column}_seconds"), column, pd.to_datetime(values, unit="s", utc=True))
+    return frame.set_index("task_id")

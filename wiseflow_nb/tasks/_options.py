@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -79,3 +80,23 @@ def _several(name: str, value: Any, kinds: tuple[type, ...]) -> list[Any]:
         allowed = " or ".join(kind.__name__ for kind in kinds)
         raise UsageError(f"{name} {value!r} does not fit; give a list of {allowed}")
     return items
+
+
+def kind_of(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> str:
+    """Where a call is to run: ``thread`` or ``async``.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be called, or a coroutine object is asked for what it cannot do.
+    """
+    if inspect.iscoroutine(fn):
+        if args or kwargs or options.retry.times or options.kind == "thread":
+            raise UsageError("a coroutine object takes no arguments, runs once and on a loop; submit its function")
+        return "async"
+    if not callable(fn):
+        raise UsageError(f"{fn!r} cannot be called; give a function or a coroutine")
+    if options.kind != "auto":
+        return options.kind
+    called = getattr(fn, "__call__", None)  # noqa: B004  for instances whose __call__ is asynchronous
+    return "async" if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(called) else "thread"

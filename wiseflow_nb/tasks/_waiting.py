@@ -13,6 +13,7 @@ from wiseflow_nb.errors import DependencyError, UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.tasks._graph import find_path
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
+from wiseflow_nb.tasks._lives import perform
 
 if TYPE_CHECKING:
     from wiseflow_nb.tasks._scheduler import Scheduler
@@ -69,8 +70,6 @@ async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
 
 
 def _park(scheduler: Scheduler, task: Task[Any]) -> tuple[Job, Attempt] | None:
-    from wiseflow_nb.tasks._scheduler import perform
-
     context = current_task()
     effects: Effects = []
     target = task._job
@@ -97,8 +96,6 @@ def _park(scheduler: Scheduler, task: Task[Any]) -> tuple[Job, Attempt] | None:
 
 
 def _unpark(scheduler: Scheduler, job: Job, attempt: Attempt, target: Job) -> Future[None] | None:
-    from wiseflow_nb.tasks._scheduler import perform
-
     effects: Effects = []
     grant: Future[None] | None = None
     with scheduler.lock:

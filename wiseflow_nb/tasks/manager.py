@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
-from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings
 from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
-from wiseflow_nb.records import Priority, TaskRecord, TaskState
+from wiseflow_nb.records import Priority, TaskRecord
+from wiseflow_nb.tasks._closing import MODES, close_scheduler
 from wiseflow_nb.tasks._graph import referenced, swapped
-from wiseflow_nb.tasks._job import Effects, Job
-from wiseflow_nb.tasks._ledger import OnChange
-from wiseflow_nb.tasks._options import TaskOptions
-from wiseflow_nb.tasks._scheduler import Scheduler, perform
+from wiseflow_nb.tasks._job import Job
+from wiseflow_nb.tasks._ledger import OnChange, records_frame
+from wiseflow_nb.tasks._options import TaskOptions, kind_of
+from wiseflow_nb.tasks._replay import retry_plan
+from wiseflow_nb.tasks._scheduler import Scheduler
+from wiseflow_nb.tasks._views import TaskFunction, TaskView
 from wiseflow_nb.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MODES = ("drain", "cancel_pending", "now")
 #: What ``shutdown("now")`` gives running code to stop, in seconds, when it is not told.
 NOW_SECONDS = 5.0
 
@@ -192,7 +193,7 @@ class TaskManager:
     def _submit(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions, retry_of: str = ""
     ) -> Task[Any]:
-        kind = _kind(fn, args, kwargs, options)
+        kind = kind_of(fn, args, kwargs, options)
         name = options.name or getattr(fn, "__qualname__", None) or type(fn).__name__
         needed = referenced(args, kwargs)
         call = (fn, args, kwargs)
@@ -221,7 +222,7 @@ class TaskManager:
             coroutine object (which runs only once).
         """
         with self._scheduler.lock:
-            plan = self._retry_plan(task_id)
+            plan = retry_plan(self._scheduler.ledger.jobs, task_id)
         renewed: dict[str, Task[Any]] = {}
 
         def renew(task: Task[Any]) -> Task[Any]:
@@ -235,25 +236,6 @@ class TaskManager:
             options = replace(job.options, dependencies=needed)
             renewed[job.task_id] = self._submit(job.fn, args, kwargs, options, retry_of=job.task_id)
         return renewed[task_id]
-
-    def _retry_plan(self, task_id: str) -> list[Job]:
-        jobs = self._scheduler.ledger.jobs
-        first = jobs.get(task_id)
-        if first is None:
-            raise UsageError(f"there is no task {task_id!r}; look in records()")
-        if not first.state.terminal or first.state in (TaskState.COMPLETED, TaskState.SKIPPED):
-            told = "retry what it depends on" if first.state is TaskState.SKIPPED else "submit it again instead"
-            raise UsageError(f"task {first.label} is {first.state}, which is not retried; {told}")
-        found: dict[str, Job] = {}
-        stack = [first]
-        while stack:
-            job = stack.pop()
-            found[job.task_id] = job
-            stack += [jobs[item] for item in job.skipped if item in jobs and item not in found]
-        for job in found.values():
-            if inspect.iscoroutine(job.fn):
-                raise UsageError(f"task {job.label} was a coroutine object, which runs once; submit its function")
-        return sorted(found.values(), key=lambda job: job.number)
 
     def set_max_concurrent(self, count: int) -> None:
         """Set how many tasks may run at once; those that run go on.
@@ -362,18 +344,9 @@ class TaskManager:
 
         pandas is imported by the first call.
         """
-        import pandas as pd
-
         with self._scheduler.lock:
             rows = [job.record for job in self._scheduler.ledger.jobs.values()]
-        frame = pd.DataFrame([asdict(row) for row in rows], columns=[item.name for item in fields(TaskRecord)])
-        frame["state"] = [row.state.value for row in rows]
-        frame["priority"] = [row.priority.name.lower() for row in rows]
-        for column in ("created", "ready", "started", "finished"):
-            place = int(frame.columns.get_loc(f"{column}_seconds"))  # type: ignore[arg-type]
-            values = frame.pop(f"{column}_seconds").astype("float64")
-            frame.insert(place, column, pd.to_datetime(values, unit="s", utc=True))
-        return frame.set_index("task_id")
+        return records_frame(rows)
 
     def _find(self, task_id: str) -> Job | None:
         return self._scheduler.ledger.jobs.get(task_id)
@@ -406,42 +379,9 @@ class TaskManager:
         if timeout is None and mode == "now":
             timeout = NOW_SECONDS
         deadline = None if timeout is None else self._clock.monotonic() + timeout
-        effects: Effects = []
-        with scheduler.lock:
-            scheduler.closed = True
-            scheduler.slots.paused = False
-            if mode != "drain":
-                self._cancel_all(effects, running=mode == "now")
-            scheduler._dispatch(effects)
-        perform(effects)
-        self._clock.wait(scheduler.quiet, None if deadline is None else max(0.0, deadline - self._clock.monotonic()))
-        abandoned = not scheduler.quiet.is_set()
-        if abandoned:
-            effects = []
-            with scheduler.lock:
-                self._cancel_all(effects, running=False)
-                for job in list(scheduler.ledger.jobs.values()):
-                    scheduler._abandon(job, effects)
-            perform(effects)
-        if scheduler._unlisten is not None:
-            scheduler._unlisten()
-            scheduler._unlisten = None
-        scheduler.timers.close()
-        scheduler.loop.stop()
+        close_scheduler(scheduler, mode, deadline)
         if self._own_pool is not None:
-            self._own_pool.shutdown(wait=not abandoned and TaskState.ABANDONED not in self._states())
-
-    def _states(self) -> set[TaskState]:
-        with self._scheduler.lock:
-            return {state for state, count in self._scheduler.ledger.counts.items() if count}
-
-    def _cancel_all(self, effects: Effects, *, running: bool) -> None:
-        scheduler = self._scheduler
-        scheduler.retries_allowed = False
-        # The newest first: a dependent is cancelled in its own right, not skipped.
-        for job in sorted(scheduler.ledger.jobs.values(), key=lambda item: -item.number):
-            if not job.state.terminal and (running or job.attempt is None):
-                scheduler._cancel(job, "shutdown", effects)
+            self._own_pool.shutdown(wait=not self.counts()["abandoned"])
 
     def __enter__(self) -> Self:
         return self
@@ -454,53 +394,7 @@ class TaskManager:
         return f"<TaskManager {counts or 'empty'}; at most {self.max_concurrent} at once>"
 
 
-class TaskView:
-    """Submits to a manager with fixed options; it owns nothing."""
-
-    def __init__(self, manager: TaskManager, options: TaskOptions) -> None:
-        self._manager, self._options = manager, options
-
-    @overload
-    def submit(self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> Task[T]: ...
-    @overload
-    def submit(self, fn: Callable[P, T], /, *args: Any, **kwargs: Any) -> Task[T]: ...
-    @overload
-    def submit(self, fn: Coroutine[Any, Any, T], /) -> Task[T]: ...
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Task[Any]:
-        """Submit a call with this view's options; see ``TaskManager.submit``."""
-        return self._manager._submit(fn, args, kwargs, self._options)
-
-    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any]) -> list[Task[Any]]:
-        """Submit ``fn`` once for each item (or tuple of items); return the tasks in order."""
-        return [self._manager._submit(fn, items, {}, self._options) for items in zip(*iterables, strict=False)]
-
-
-class TaskFunction(Generic[P]):
-    """A function whose calls are submitted; ``fn`` is the plain one."""
-
-    def __init__(self, view: TaskView, fn: Callable[P, Any]) -> None:
-        self._view = view
-        self.fn = fn
-        functools.update_wrapper(self, fn)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Task[Any]:
-        return self._view.submit(self.fn, *args, **kwargs)
-
-
 def _limit(count: int) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise UsageError(f"max_concurrent {count!r} lets nothing run; give 1 or more")
     return count
-
-
-def _kind(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> str:
-    if inspect.iscoroutine(fn):
-        if args or kwargs or options.retry.times or options.kind == "thread":
-            raise UsageError("a coroutine object takes no arguments, runs once and on a loop; submit its function")
-        return "async"
-    if not callable(fn):
-        raise UsageError(f"{fn!r} cannot be called; give a function or a coroutine")
-    if options.kind != "auto":
-        return options.kind
-    called = getattr(fn, "__call__", None)  # noqa: B004  for instances whose __call__ is asynchronous
-    return "async" if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(called) else "thread"

@@ -1,0 +1,237 @@
+"""The manager under random operations, on a fake clock, one thread at a time: the same run every time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.unit.test_task_invariants import Log, check_closed_manager, check_manager
+from wiseflow_nb.context import TaskContext, current_task
+from wiseflow_nb.pool._queue import aged
+from wiseflow_nb.records import Priority, TaskState
+from wiseflow_nb.tasks import Retry, Task, TaskManager
+from wiseflow_nb.testing import FakeClock, ManualExecutor
+
+SOON = 20.0
+S = TaskState
+
+
+class ManagerMachine(RuleBasedStateMachine):
+    """Task code runs on real threads, but each stands still at a gate, so only one ever moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.executor = ManualExecutor()
+        self.log: Log = []
+        self.manager = TaskManager(
+            self.executor,
+            max_concurrent=2,
+            clock=self.clock,
+            on_change=lambda record, move: self.log.append((record, move)),
+        )
+        self.scheduler = self.manager._scheduler
+        self.scheduler.timers.threaded = False
+        self.manager.register_resource_cleanup_handler(self._cleaned)
+        self.tasks: dict[str, Task[Any]] = {}
+        self.news: queue.Queue[tuple[str, str]] = queue.Queue()
+        self.running: dict[str, tuple[threading.Thread, queue.Queue[str]]] = {}
+        self.gates: dict[str, queue.Queue[str]] = {}
+        self.runs: list[tuple[str, int]] = []
+        self.cleanups: list[tuple[str, int]] = []
+        self.settled: list[str] = []
+
+    # -- what runs as a task -------------------------------------------------------------------
+
+    def _cleaned(self, context: TaskContext) -> None:
+        self.cleanups.append((context.task_id, context.attempt))
+
+    def _body(self) -> str:
+        context = current_task()
+        assert context is not None
+        self.runs.append((context.task_id, context.attempt))
+        gate = self.gates[context.task_id] = queue.Queue()
+        self.news.put(("entered", context.task_id))
+        if gate.get(timeout=SOON) == "raise":
+            raise ValueError("told to")
+        return context.task_id
+
+    def _on_thread(self, work: Any) -> None:
+        work()
+        self.news.put(("left", ""))
+
+    # -- operations ----------------------------------------------------------------------------
+
+    @rule(
+        priority=st.sampled_from(Priority),
+        parents=st.lists(st.integers(0, 100), max_size=3),
+        retries=st.sampled_from([0, 0, 1, 2]),
+        trigger=st.sampled_from(["all_completed", "all_completed", "all_done"]),
+        timeout=st.sampled_from([None, None, 3.0]),
+        deadline=st.sampled_from([None, None, 50.0]),
+    )
+    def submit(self, priority: Priority, parents: list[int], **options: Any) -> None:
+        known = list(self.tasks)
+        needed = [known[index % len(known)] for index in parents] if known else []
+        retry = Retry(options.pop("retries"), base=2.0, jitter=None)
+        view = self.manager.options(priority=priority, dependencies=needed, retry=retry, **options)
+        task = view.submit(self._body)
+        self.tasks[task.id] = task
+        task.add_done_callback(lambda item: self.settled.append(item.id))  # type: ignore[attr-defined]
+
+    @precondition(lambda self: self.executor.pending)
+    @rule()
+    def begin(self) -> None:
+        expected = self._whose_turn()
+        thread = threading.Thread(target=self._on_thread, args=(self.executor.take(),))
+        thread.start()
+        what, task_id = self.news.get(timeout=SOON)
+        if what == "left":
+            thread.join()
+            assert expected is None
+            return
+        assert task_id == expected
+        record = self.manager.get(task_id)
+        assert record is not None
+        for parent in record.dependencies:
+            state = self.tasks[parent].state
+            assert state is S.COMPLETED or (state.terminal and self._options(task_id).trigger == "all_done")
+        self.running[task_id] = (thread, self.gates[task_id])
+
+    @precondition(lambda self: self.running)
+    @rule(which=st.integers(0, 100), how=st.sampled_from(["return", "return", "raise"]))
+    def end(self, which: int, how: str) -> None:
+        task_id = list(self.running)[which % len(self.running)]
+        thread, gate = self.running.pop(task_id)
+        gate.put(how)
+        thread.join(SOON)
+        assert self.news.get(timeout=SOON) == ("left", "")
+
+    @precondition(lambda self: self.tasks)
+    @rule(which=st.integers(0, 100))
+    def cancel(self, which: int) -> None:
+        task = self._pick(which)
+        before = task.state
+        assert task.cancel() == (not before.terminal or before is S.CANCELLED)
+        if not before.terminal:
+            assert task.state is (S.CANCELLING if task.id in self.running else S.CANCELLED)
+
+    @precondition(lambda self: self.tasks)
+    @rule(which=st.integers(0, 100), priority=st.sampled_from(Priority))
+    def reprioritise(self, which: int, priority: Priority) -> None:
+        task = self._pick(which)
+        assert self.manager.reprioritise(task.id, priority) == (not task.state.terminal)
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 4.0, 31.0]))
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.scheduler.timers.run_due()
+
+    @rule()
+    def pause(self) -> None:
+        self.manager.pause()
+
+    @rule()
+    def resume(self) -> None:
+        self.manager.resume()
+
+    @rule(count=st.integers(1, 4))
+    def bound(self, count: int) -> None:
+        self.manager.set_max_concurrent(count)
+
+    @precondition(lambda self: any(t.state in (S.FAILED, S.CANCELLED, S.TIMED_OUT) for t in self.tasks.values()))
+    @rule(which=st.integers(0, 100))
+    def retry(self, which: int) -> None:
+        ended = [task for task in self.tasks.values() if task.state in (S.FAILED, S.CANCELLED, S.TIMED_OUT)]
+        again = self.manager.retry(ended[which % len(ended)].id)
+        for record in self.manager.records():
+            if record.task_id not in self.tasks:
+                task = self.manager.task(record.task_id)
+                if task is not None:
+                    self.tasks[task.id] = task
+                    task.add_done_callback(lambda item: self.settled.append(item.id))  # type: ignore[attr-defined]
+        assert again.record().retry_of
+
+    # -- what must hold ------------------------------------------------------------------------
+
+    @invariant()
+    def holds(self) -> None:
+        check_manager(self.manager, self.log)
+        assert sum(self.manager.counts().values()) == len(self.manager.records())
+        assert len(set(self.runs)) == len(self.runs)
+        assert len(set(self.cleanups)) == len(self.cleanups)
+        now_running = {record.task_id for record in self.manager.records() if record.state in (S.RUNNING, S.CANCELLING)}
+        assert now_running == set(self.running)
+        assert len(set(self.settled)) == len(self.settled)
+        for task in self.tasks.values():
+            assert task.done() == task.state.terminal
+            assert task.cancelled() == (task.state is S.CANCELLED)
+        ended = self._ended_badly()
+        assert sorted(self.cleanups) == sorted(ended)
+
+    @invariant()
+    def classes_are_inherited(self) -> None:
+        for task_id, level in self._levels().items():
+            assert self.scheduler.ledger.jobs[task_id].level is level
+
+    def teardown(self) -> None:
+        while self.running:
+            self.end(0, "return")
+        self.manager.shutdown("cancel_pending")
+        self.executor.run_all()
+        check_closed_manager(self.manager, self.log)
+        assert sorted(self.settled) == sorted(self.tasks)
+        assert sorted(self.cleanups) == sorted(self._ended_badly())
+        attempts = {record.task_id: record.attempt for record in self.manager.records()}
+        assert sorted(self.runs) == [(i, n) for i in sorted(attempts) for n in range(1, attempts[i] + 1)]
+
+    # -- the model -----------------------------------------------------------------------------
+
+    def _pick(self, which: int) -> Task[Any]:
+        return list(self.tasks.values())[which % len(self.tasks)]
+
+    def _options(self, task_id: str) -> Any:
+        return self.scheduler.ledger.jobs[task_id].options
+
+    def _ended_badly(self) -> list[tuple[str, int]]:
+        ran = (S.RUNNING.value, S.CANCELLING.value)
+        return [
+            (move.task_id, move.attempt)
+            for _, move in self.log
+            if move is not None
+            and move.from_state in ran
+            and move.to_state not in (S.CANCELLING, S.COMPLETED, S.RUNNING)
+        ]
+
+    def _levels(self) -> dict[str, Priority]:
+        live = {record.task_id: record for record in self.manager.records() if not record.state.terminal}
+        levels = {task_id: record.priority for task_id, record in live.items()}
+        # Ids grow and a task can only depend on older ones: from the newest to the oldest.
+        for task_id in sorted(live, key=lambda item: -int(item[1:])):
+            for parent in live[task_id].dependencies:
+                if parent in levels:
+                    levels[parent] = max(levels[parent], levels[task_id])
+        return levels
+
+    def _whose_turn(self) -> str | None:
+        if self.manager.paused or self.scheduler.slots.held >= self.manager.max_concurrent:
+            return None
+        now, levels = self.clock.monotonic(), self._levels()
+        ready = {record.task_id for record in self.manager.records() if record.state is S.PENDING}
+
+        def rank(task_id: str) -> tuple[int, int]:
+            since = self.scheduler.ledger.jobs[task_id].ready_at
+            return -aged(levels[task_id], since, now), int(task_id[1:])
+
+        return min(ready, key=rank, default=None)
+
+
+TestManager = ManagerMachine.TestCase
+TestManager.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)

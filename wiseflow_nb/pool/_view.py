@@ -1,0 +1,35 @@
+"""A pool seen through fixed options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from wiseflow_nb.records import Priority
+
+if TYPE_CHECKING:
+    from wiseflow_nb.pool.manager import ThreadPoolManager
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class PoolView(Executor):
+    """An executor that submits to a pool with fixed options; it owns nothing and closes nothing."""
+
+    def __init__(
+        self, pool: ThreadPoolManager, priority: Priority, name: str, cleanup: Callable[..., Any] | None
+    ) -> None:
+        self._pool, self._priority, self._name, self._cleanup = pool, priority, name, cleanup
+
+    @property
+    def _max_workers(self) -> int:
+        return self._pool._max_workers
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queue ``fn(*args, **kwargs)`` with this view's options; return its future."""
+        return self._pool._submit(fn, args, kwargs, self._priority, self._name, self._cleanup)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Do nothing: the pool belongs to whoever made it."""
