@@ -6,6 +6,7 @@ import faulthandler
 import fnmatch
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -60,9 +61,7 @@ def allowed_patterns(text: str) -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     # Fixtures of a wider scope than one test run before its own state directory is set.
-    os.environ.setdefault(
-        "WISEFLOW_STATE_DIR", os.path.join(os.environ.get("TMPDIR", "/tmp"), f"wiseflow-{os.getpid()}")
-    )
+    os.environ.setdefault("WISEFLOW_STATE_DIR", os.path.join(tempfile.gettempdir(), f"wiseflow-{os.getpid()}"))
     # Else a test in the developer's directory would read the developer's settings.
     for name in [key for key in os.environ if key.startswith("WISEFLOW_") and key.endswith("_THRESHOLD")]:
         del os.environ[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -269,3 +270,33 @@ def test_text_of_records() -> None:
     assert text.one_line("a\nb\x1b[31m", 10) == "a b [31m"
     assert text.tasks_text([]) == "no tasks"
     assert text.sessions_text([]) == "no sessions"
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_names_commands_that_exist() -> None:
+    named = {word for group in re.findall(r"`wiseflow ([a-z| ]+)`", README) for word in group.replace("|", " ").split()}
+    assert named == {"dashboard", "status", "sessions", "tasks", "cancel", "config", "export", "doctor"}
+    for option in re.findall(r"`(--[a-z-]+)`", README.split("**With pandas")[0].split("**As a page")[1]):
+        assert cli._parser().parse_args(["dashboard", option, *(["1"] if option in NEEDS_VALUE else [])])
+
+
+NEEDS_VALUE = {"--port", "--address", "--token", "--base-url"}
+
+
+def test_the_readme_tells_the_defaults() -> None:
+    rows = [line for line in README.split("## Settings")[1].split("## ")[0].splitlines() if line.startswith("| `")]
+    told = {}
+    for row in rows:
+        names, values = row.strip("|").split("|")[:2]
+        found = re.findall(r"`([A-Z_]+)`", names)
+        parts = [part.strip() for part in values.split(",")]
+        assert len(found) == len(parts), row
+        told.update(zip(found, parts, strict=True))
+    for name, value in told.items():
+        default = Settings.model_fields[name.lower()].default
+        if name == "STATE_DIR":
+            continue
+        word = value.split()[0]
+        assert str(default) == word or float(default) == float(word), name
