@@ -161,7 +161,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        check_manager(self.manager, self.log)
+        check_manager(self.manager)
         assert sum(self.manager.counts().values()) == len(self.manager.records())
         assert len(set(self.runs)) == len(self.runs)
         assert len(set(self.cleanups)) == len(self.cleanups)
@@ -233,5 +233,5 @@ class ManagerMachine(RuleBasedStateMachine):
 
 TestManager = ManagerMachine.TestCase
 TestManager.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=30, stateful_step_count=35, deadline=None, suppress_health_check=list(HealthCheck)
 )

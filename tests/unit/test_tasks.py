@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.unit.test_task_invariants import Log, check_closed_manager, check_closed_pool, check_manager
-from wiseflow_nb.context import check_cancelled, current_task
+from wiseflow_nb.context import TaskContext, check_cancelled, current_task
 from wiseflow_nb.errors import (
     DependencyError,
     PoolClosedError,
@@ -332,6 +332,63 @@ def test_cancel_before_it_runs_needs_no_cleanup(bench: Bench) -> None:
     done = bench.tasks.submit(int)
     bench.run()
     assert not done.cancel()
+
+
+def test_what_comes_during_cleanup(bench: Bench) -> None:
+    by: dict[str, Task[Any]] = {}
+
+    def cleanup(context: TaskContext) -> None:
+        if context.name == "cancel":
+            assert by["cancel"].cancel()
+        bench.advance(10)
+
+    options = {"cleanup": cleanup, "retry": Retry(3, base=1000, jitter=None)}
+    by["cancel"] = bench.tasks.options(name="cancel", **options).submit(fail)
+    by["timeout"] = bench.tasks.options(name="timeout", timeout=5, **options).submit(fail)
+    by["deadline"] = bench.tasks.options(name="deadline", deadline=25, **options).submit(fail)
+    bench.run()
+    assert {name: task.state for name, task in by.items()} == {
+        "cancel": S.FAILED,
+        "timeout": S.RETRY_WAIT,
+        "deadline": S.RETRY_WAIT,
+    }
+    assert by["timeout"].record().error == "ValueError: no"
+
+
+def test_a_cancel_by_a_person_outweighs_a_deadline(bench: Bench) -> None:
+    def work() -> None:
+        context = current_task()
+        assert context is not None
+        bench.tasks.cancel(context.task_id, "by hand")
+        bench.advance(10)
+
+    task = bench.tasks.options(deadline=5).submit(work)
+    bench.run()
+    assert (task.state, task.record().reason) == (S.CANCELLED, "by hand")
+
+
+def test_a_failure_keeps_no_locals_alive_once_the_task_is_gone(bench: Bench) -> None:
+    class Big:
+        pass
+
+    def work() -> None:
+        big = Big()
+        refs.append(weakref.ref(big))
+        fail()
+
+    refs: list[weakref.ref[Big]] = []
+    task = bench.tasks.submit(work)
+    bench.run()
+    late = bench.tasks.submit(given, task)
+    assert isinstance(late._job.cause(), ValueError)
+    task_id = task.id
+    del task, late
+    gc.collect()
+    bench.tasks._scheduler.ledger.jobs["t2"].args = ()  # what keeps the first task for a retry
+    gc.collect()
+    assert refs[0]() is None
+    skipped = bench.tasks.options(dependencies=[task_id]).submit(int)
+    assert "ValueError: no" in str(skipped.exception(0))
 
 
 def test_cleanup_order_and_a_failing_handler(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -860,9 +917,12 @@ def test_what_does_not_stop_is_abandoned_and_still_cleaned_up() -> None:
         entered.set()
         assert go.wait(SOON)
 
+    async def clean() -> None:
+        cleaned.set()
+
     log: Log = []
     tasks = TaskManager(on_change=lambda *change: log.append(change))
-    task = tasks.options(cleanup=cleaned.set, retry=3).submit(stuck)
+    task = tasks.options(cleanup=clean, retry=3).submit(stuck)
     child = tasks.submit(given, task)
     polite = tasks.submit(asyncio.sleep, 1000)
     assert entered.wait(SOON)

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from wiseflow_nb.context import TaskContext
+from wiseflow_nb.errors import TaskSkippedError
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks._machine import Stop
 from wiseflow_nb.tasks._options import TaskOptions
@@ -132,6 +133,13 @@ class Job:
     def label(self) -> str:
         """The name and id, for messages."""
         return f"{self.record.name!r} ({self.record.task_id})"
+
+    def cause(self) -> BaseException | None:
+        """What the task ended with, as long as it is known; of a skipped one the first cause."""
+        error = self.root_cause
+        if error is None and (task := self.task_ref()) is not None and task.done() and not task.cancelled():
+            error = Future.exception(task, 0)
+        return error.root_cause if isinstance(error, TaskSkippedError) else error
 
     def __repr__(self) -> str:
         return f"<Job {self.label} {self.state}>"

@@ -7,6 +7,7 @@ code, handing work to the pool.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import threading
 import traceback
@@ -165,14 +166,14 @@ class Lives:
             parent.dependents.clear()
 
     def _skip(self, job: Job, parent: Job, effects: Effects) -> None:
-        cause = parent.root_cause
+        cause = parent.cause()
         told = f"its dependency {parent.label} ended {parent.state}"
         error = TaskSkippedError(
-            f"task {job.label} was skipped: {told} ({short(cause)}); retry {parent.task_id}", cause
+            f"task {job.label} was skipped: {told} ({short(cause) or parent.record.error or parent.record.reason}); retry {parent.task_id}",
+            cause,
         )
         parent.skipped.append(job.task_id)
         self._close_job(job, TaskState.SKIPPED, told, None, error, {"error": short(error)}, effects)
-        job.root_cause = cause
 
     def _close_job(
         self,
@@ -196,12 +197,12 @@ class Lives:
         if hasattr(job.fn, "close") and job.record.attempt == 0 and isinstance(job.fn, Coroutine):
             effects.append(job.fn.close)  # never started: nothing will await it
         if state is TaskState.COMPLETED:
-            job.fn, job.args, job.kwargs = None, (), {}
+            job.fn, job.args, job.kwargs, job.variables = None, (), {}, contextvars.Context()
         task, job.task = job.task, None
         if task is not None:
-            effects.append(functools.partial(self._settle, task, state, value, error))
+            effects.append(functools.partial(self._settle, job, task, state, value, error))
 
-    def _settle(self, task: Task[Any], state: TaskState, value: Any, error: BaseException | None) -> None:
+    def _settle(self, job: Job, task: Task[Any], state: TaskState, value: Any, error: BaseException | None) -> None:
         # Called without the lock: done-callbacks are user code.
         if state is TaskState.CANCELLED:
             Future.cancel(task)
@@ -209,6 +210,9 @@ class Lives:
         else:
             settle(task, value, None if state is TaskState.COMPLETED else error)
         with self.lock:
+            # From here the task itself holds it: an exception's traceback holds every frame's locals,
+            # and the book would hold them as long as the record.
+            job.root_cause = None
             self._unsettled -= 1
             if not self._unsettled:
                 self.quiet.set()

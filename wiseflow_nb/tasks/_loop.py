@@ -48,7 +48,9 @@ class LoopThread:
         return True
 
     def run(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
-        """Run a coroutine on the loop from another thread and return its result."""
+        """Run a coroutine from another thread and return its result; on a loop of its own if this one has stopped."""
+        if self._stopping:
+            return asyncio.run(coroutine)
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop())
         try:
             return future.result(timeout)

@@ -233,7 +233,8 @@ class Scheduler(Lives):
         """An attempt has run as long as it may."""
         effects: Effects = []
         with self.lock:
-            if job.attempt is attempt and job.state is TaskState.RUNNING:
+            # Its code may have ended already, and only its cleanup still run.
+            if job.attempt is attempt and job.state is TaskState.RUNNING and not attempt.ended:
                 self._ask_to_stop(job, attempt, Stop.TIMEOUT, "timed out", effects)
         perform(effects)
 
@@ -241,7 +242,9 @@ class Scheduler(Lives):
         """A task should have ended by now."""
         effects: Effects = []
         with self.lock:
-            if job.attempt is not None and not job.state.terminal:
+            if job.attempt is not None:
+                if job.attempt.ended or job.attempt.stop is Stop.CANCEL:
+                    return  # its end is settled, or was asked for by a person
                 self._ask_to_stop(job, job.attempt, Stop.DEADLINE, "deadline passed", effects)
             elif not job.state.terminal:
                 self.slots.discard(job)

@@ -83,7 +83,9 @@ class Slots:
     def redeem(self, now: float) -> Job | None:
         """A worker has taken up a ticket: return the plain call whose turn it is, holding a slot."""
         self.tickets -= 1
-        if self.paused or self.used >= self.limit:
+        # Not counting the tickets still out: when the limit was lowered below their number, the first
+        # that is taken up runs, and the others find the slots held.
+        if self.paused or self.held >= self.limit:
             self._give_back(now)
             return None
         head = self._threads.peek(now)
