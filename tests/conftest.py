@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import fnmatch
+import gc
 import os
 import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ import pytest
 HANG_SECONDS = float(os.environ.get("WISEFLOW_TEST_TIMEOUT", "180"))
 _ALLOWED = Path(__file__).with_name("allowed_skips.txt")
 #: Helpers of the standard library's that live as long as the interpreter.
-_LASTING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+#: ... and the one browser that the browser tests share.
+_LASTING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "chromium", "playwright")
 
 
 class SkipGuard:
@@ -100,6 +103,19 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "state"
     monkeypatch.setenv("WISEFLOW_STATE_DIR", str(path))
     return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_foreign_garbage(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect what clients of Jupyter and of the browser leave to the garbage (loops, their sockets).
+
+    Else it is found, and blamed, in the middle of a later test.
+    """
+    yield
+    if request.path.parent.name in {"browser", "integration"}:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -28,12 +28,14 @@ def read():
     now = time.monotonic()
     return probe.read(time_seconds=time.time(), monotonic_seconds=now, interval_seconds=1.0, gap=False)
 before = read()
+spent = time.process_time()
 ballast = bytearray(os.urandom(1024) * 102400)
 end = time.monotonic() + 2.0
 while time.monotonic() < end:
     sum(range(1000))
 after = read()
-print(json.dumps([before._asdict(), after._asdict(), probe.limits.limit_source]))
+spent = time.process_time() - spent
+print(json.dumps([before._asdict(), after._asdict(), probe.limits.limit_source, spent]))
 """
 
 
@@ -80,7 +82,7 @@ def groups() -> Iterator[list[Path]]:
 
 def test_limits_and_usage_are_those_of_the_group(groups: list[Path]) -> None:
     out = subprocess.check_output([sys.executable, "-c", _CHILD, *map(str, groups)], text=True, timeout=60)
-    before, after, source = json.loads(out)
+    before, after, source, spent = json.loads(out)
     assert after["memory_limit_bytes"] == MEMORY
     assert after["cpu_limit_cores"] == 0.5
     assert "cgroup" in source.split(",")[0]
@@ -90,6 +92,8 @@ def test_limits_and_usage_are_those_of_the_group(groups: list[Path]) -> None:
     assert after["memory_working_set_bytes"] < MEMORY
     assert after["memory_limit_bytes"] < psutil.virtual_memory().total
     assert after["memory_utilization_ratio"] == pytest.approx(after["memory_working_set_bytes"] / MEMORY)
-    # One busy thread in a group of half a core is at the limit, whatever the host does.
-    assert 0.8 < after["cpu_utilization_ratio"] < 1.2
+    # The child is alone in its group: what it spent, against half a core, whatever the host does.
+    elapsed = after["monotonic_seconds"] - before["monotonic_seconds"]
+    assert after["cpu_utilization_ratio"] == pytest.approx(spent / elapsed / 0.5, rel=0.1)
+    assert after["cpu_utilization_ratio"] < 1.2
     assert after["container_cpu_throttled_seconds_total"] > before["container_cpu_throttled_seconds_total"]

@@ -416,6 +416,7 @@ def test_run_nested_refuses_an_unsound_loop_with_the_remedy(monkeypatch: pytest.
 def test_run_nested_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_nested, "kernel_version", lambda: (7, 4))
     monkeypatch.setitem(sys.modules, "nest_asyncio2", None)
+    monkeypatch.setattr(_nested, "already_applied", lambda: "")
 
     async def main() -> None:
         run_nested(_answer())

@@ -111,8 +111,9 @@ def test_alerts_fire_in_the_recorder_and_reach_callbacks_and_views() -> None:
         (alert,) = [item for item in view.snapshot().alerts if item.resource == "memory"]
         assert alert.severity is Severity.CRITICAL
         assert view.acknowledge(alert.alert_id).ok
-        wait_until(lambda: view.snapshot().alerts[0].acknowledged)
-        wait_until(lambda: "memory" in session.pool.status().reason)
+        wait_until(lambda: [item for item in view.snapshot().alerts if item.acknowledged])
+        # The CPU of a busy machine may be critical as well; either keeps the pool at its least.
+        wait_until(lambda: "critical" in session.pool.status().reason)
         view.close()
         number = session.id
     view = open_session(number)

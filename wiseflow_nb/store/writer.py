@@ -12,7 +12,14 @@ from typing import Any
 
 from wiseflow_nb.errors import StoreError
 from wiseflow_nb.records import SAMPLE_COLUMNS, AlertTransition, Sample, to_json_dict
-from wiseflow_nb.store.schema import ALERT_COLUMNS, CELL_COLUMNS, TASK_COLUMNS, TRANSITION_COLUMNS, check_version, migrate
+from wiseflow_nb.store.schema import (
+    ALERT_COLUMNS,
+    CELL_COLUMNS,
+    TASK_COLUMNS,
+    TRANSITION_COLUMNS,
+    check_version,
+    migrate,
+)
 
 BLOCK_ROWS = 60
 MAX_TEXT = 100_000
