@@ -96,4 +96,6 @@ def test_limits_and_usage_are_those_of_the_group(groups: list[Path]) -> None:
     elapsed = after["monotonic_seconds"] - before["monotonic_seconds"]
     assert after["cpu_utilization_ratio"] == pytest.approx(spent / elapsed / 0.5, rel=0.1)
     assert after["cpu_utilization_ratio"] < 1.2
-    assert after["container_cpu_throttled_seconds_total"] > before["container_cpu_throttled_seconds_total"]
+    throttled = after["container_cpu_throttled_seconds_total"] - before["container_cpu_throttled_seconds_total"]
+    # On a machine too busy to give it its half core, nothing needed to be throttled.
+    assert throttled > 0 if after["cpu_utilization_ratio"] > 0.98 else throttled >= 0
