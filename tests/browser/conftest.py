@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 CHROMIUM_FLAGS = (
@@ -51,12 +52,17 @@ def child(argv: list[str], url: str, env: dict[str, str], log: Path, timeout: fl
             _wait_until_up(process, url, log, timeout)
             yield
         finally:
+            kernels = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.terminate()
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
+            _, alive = psutil.wait_procs(kernels, timeout=5)
+            for kernel in alive:
+                kernel.kill()
+            psutil.wait_procs(alive, timeout=5)
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:

@@ -65,6 +65,7 @@ class FakeView:
         self.acknowledged: set[str] = set()
         self.lock = threading.Lock()
         self.started = now() - 7200
+        self.born = now() if state is SessionState.LIVE else now() - 600
         self.state = state
         ended = NAN if state is SessionState.LIVE else now() - 600
         self.info = SessionInfo(
@@ -182,7 +183,7 @@ class FakeView:
                 task_counts=dict(counts),
                 pool=pool,
                 alerts=self._alerts(end, one["cpu_utilization_ratio"]),
-                cells=self._cells(end),
+                cells=self._cells(),
                 settings=self.settings.public_values(),
                 thresholds=self.settings.thresholds(),
                 paused=self.paused,
@@ -216,12 +217,12 @@ class FakeView:
         ended = end if self.state is not SessionState.LIVE else NAN
         return (
             alert("a1", "memory", Severity.WARNING, self.started + 4000, self.started + 4180, 0.71),
-            alert("a2", "cpu", Severity.WARNING, end - 420, end - 360, 0.78),
-            alert("a3", "cpu", Severity.CRITICAL, end - 95 + end % 20, ended, max(0.9, cpu)),
+            alert("a2", "cpu", Severity.WARNING, self.born - 420, self.born - 360, 0.78),
+            alert("a3", "cpu", Severity.CRITICAL, self.born - 95, ended, max(0.9, cpu)),
         )
 
-    def _cells(self, end: float) -> tuple[CellRecord, ...]:
-        begin = self.now() if not self.moving else end
+    def _cells(self) -> tuple[CellRecord, ...]:
+        begin = self.born
         return (
             CellRecord("c11", 11, "df = load()", begin - 700, begin - 560, 140.0),
             CellRecord("c12", 12, "fit(df)", begin - 400, begin - 330, 70.0, status="error"),

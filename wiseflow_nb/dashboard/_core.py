@@ -81,7 +81,6 @@ class Core:
             return
         try:
             self._read_and_push()
-            self._error = ""
         except VIEW_ERRORS as error:
             self._error = f"{type(error).__name__}: {error}"
             self._push_overview()
@@ -120,7 +119,7 @@ class Core:
         snapshot = self._view.snapshot(0 if full_tasks else self._rev)
         if self._view is self._own:
             self._own_id = snapshot.info.session_id
-        self._snapshot = snapshot
+        self._snapshot, self._error = snapshot, ""
         self._push_overview()
         self._push_tasks(snapshot, full_tasks)
         self._push_alerts(snapshot)
@@ -199,7 +198,7 @@ class Core:
             result = self._do(str(content.get("verb")), list(content.get("args") or ()))
         except VIEW_ERRORS as error:
             result = CommandResult(False, str(error) or type(error).__name__)
-        except TypeError as error:
+        except (TypeError, IndexError) as error:
             result = CommandResult(False, f"not understood: {error}")
         self._result(widget, content.get("request"), result)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -320,6 +321,7 @@ def mark_part(alerts: Sequence[AlertView], cells: Sequence[CellRecord], since: f
     }
 
 
+@functools.cache
 def setting_fields() -> list[dict[str, Any]]:
     """The inputs of the settings panel with label, unit, allowed range and default."""
     defaults = Settings().model_dump()

@@ -9,13 +9,13 @@ export default wiseflow({
     const items = new Map();
 
     function make(id) {
-      const part = { severity: h("span", { class: "wf-chip" }), what: h("span", { class: "wf-alert-what wf-ellipsis" }), when: h("span", { class: "wf-muted wf-when" }), figures: h("div", { class: "wf-alert-figures" }) };
+      const part = { severity: h("span", { class: "wf-chip" }), what: h("span", { class: "wf-alert-what" }), figures: h("div", { class: "wf-alert-figures" }) };
       const button = (testid, text, act) => h("button", { class: "wf-button wf-small", type: "button", "data-testid": testid, text, onclick: act });
       part.acknowledge = button("acknowledge", "Acknowledge", () => command(store, line, "acknowledge", [id]));
       part.silence = button("silence", "Silence 10 min", () => command(store, line, "silence", [id, 600]));
       part.actions = h("div", { class: "wf-alert-actions" }, part.acknowledge, part.silence);
       part.node = h("li", { class: "wf-alert", "data-testid": "alert", "data-alert-id": id },
-        h("div", { class: "wf-alert-head" }, part.severity, part.what, part.when), part.figures, part.actions);
+        h("div", { class: "wf-alert-head" }, part.severity, part.what), part.figures, part.actions);
       return part;
     }
 
@@ -27,11 +27,9 @@ export default wiseflow({
       setAttr(part.severity, "data-state", live ? alert.severity : "past");
       setText(part.severity, live ? alert.severity : "resolved");
       setText(part.what, alert.message || `${alert.resource} ${alert.rule}`);
-      part.what.title = alert.message;
-      setText(part.when, live ? `since ${clockTime(alert.since)}` : `${clockTime(alert.since)}, ${duration(alert.resolved - alert.since)}`);
       setText(part.figures, live
-        ? `now ${alert.value} · peak ${alert.peak} · limit ${alert.threshold}${alert.state === "recovering" ? " · recovering" : ""}`
-        : `peak ${alert.peak} · limit ${alert.threshold}`);
+        ? `since ${clockTime(alert.since)} · now ${alert.value} · peak ${alert.peak} · limit ${alert.threshold}${alert.state === "recovering" ? " · recovering" : ""}`
+        : `${clockTime(alert.since)}, for ${duration(alert.resolved - alert.since)} · peak ${alert.peak} · limit ${alert.threshold}`);
       part.actions.hidden = !live;
       part.acknowledge.disabled = Boolean(why) || alert.acknowledged;
       setText(part.acknowledge, alert.acknowledged ? "Acknowledged" : "Acknowledge");

@@ -95,7 +95,7 @@ export default wiseflow({
       if (wanted === choices || document.activeElement === chooser) return;
       choices = wanted;
       chooser.replaceChildren(...sessions.map(([id, name, host, kind, started]) =>
-        h("option", { value: id, text: `${name} · ${kind}${started ? ` · ${clockTime(started)}` : ""}` })));
+        h("option", { value: id, text: `${name} · ${kind}${started ? ` · ${clockTime(started).slice(0, -3)}` : ""}` })));
       if (!sessions.some(([id]) => id === chosen) && chosen) chooser.prepend(h("option", { value: chosen, text: store.parts.session.title || chosen }));
       chooser.value = chosen;
     }

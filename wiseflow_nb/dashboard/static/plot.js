@@ -6,6 +6,12 @@ const CHARTS = [
   { id: "io", title: "Disk I/O", unit: "MB/s", scale: 1e-6, traces: [[3, "read", 1], [4, "written", 4]] },
   { id: "network", title: "Network", unit: "MB/s", scale: 1e-6, traces: [[5, "received", 3], [6, "sent", 2]] },
 ];
+// One line each: the default puts the date on a second line, which a small chart has no room for.
+const TICKS = [
+  { dtickrange: [null, 60000], value: "%H:%M:%S" },
+  { dtickrange: [60000, 86400000], value: "%H:%M" },
+  { dtickrange: [86400000, null], value: "%b %d" },
+];
 const CACHE = "wiseflow-plotly";
 
 // -- the library, once a page ------------------------------------------------------------------
@@ -190,7 +196,7 @@ function shapes(chart, store, colours, begin, end) {
     const x1 = to === null ? end : Math.min(end, zoned(to));
     if (x1 < begin || x0 > end) continue;
     const bar = { type: "rect", yref: "paper", x0, x1, y0: 0, y1: 0.03, fillcolor: status === "error" ? colours.crit : colours.cell, opacity: 0.75, line: { width: 0 } };
-    if ((x1 - x0) / (end - begin) > 0.07) {
+    if (chart.band && (x1 - x0) / (end - begin) > 0.07) {
       bar.label = { text: `[${number}]`, textposition: "top left", yanchor: "bottom", font: { size: 10, color: colours.text }, padding: 1 };
     }
     out.push(bar);
@@ -208,7 +214,7 @@ function layout(chart, store, colours) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 38, r: 10, t: 8, b: 24 },
     font: { family: "system-ui, sans-serif", size: 11, color: colours.text },
-    xaxis: { ...axis, type: "date", range: [begin, end], nticks: 5, showgrid: true, hoverformat: "%H:%M:%S" },
+    xaxis: { ...axis, type: "date", range: [begin, end], nticks: 5, showgrid: true, hoverformat: "%b %d %H:%M:%S", tickformatstops: TICKS },
     yaxis: percent
       ? { ...axis, range: [0, 100], tickvals: [0, 25, 50, 75, 100], fixedrange: true }
       : { ...axis, rangemode: "tozero", nticks: 5, autorangeoptions: { include: [0, 1] }, fixedrange: true },

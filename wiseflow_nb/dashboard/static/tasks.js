@@ -160,6 +160,7 @@ export default wiseflow({
       const unknown = row[PROGRESS] === null;
       const share = unknown ? (state === "completed" ? 1 : 0) : row[PROGRESS];
       setAttr(part.track, "data-mode", unknown && state === "running" ? "unknown" : state);
+      part.track.style.visibility = unknown && !["running", "completed"].includes(state) ? "hidden" : "";
       part.bar.style.width = unknown && state === "running" ? "" : `${(share * 100).toFixed(1)}%`;
       setText(part.share, unknown ? "" : `${Math.round(share * 100)} %`);
       setText(part.cpu, duration(row[CPU]));
