@@ -7,8 +7,8 @@ import atexit
 import gc
 import sys
 import types
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -388,13 +388,19 @@ def test_track_prints_the_cost_and_shows_the_value(loaded: Desk) -> None:
     assert "wall " in text
 
 
+def on_a_thread(call: Callable[[], Any]) -> Any:
+    """Call where no loop runs: a browser's driver may run one on the main thread."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(call).result(timeout=30)
+
+
 async def _answer() -> int:
     await asyncio.sleep(0)
     return 42
 
 
 def test_run_nested_without_a_loop() -> None:
-    assert run_nested(_answer()) == 42
+    assert on_a_thread(lambda: run_nested(_answer())) == 42
 
 
 def test_run_nested_refuses_what_is_no_coroutine() -> None:
@@ -410,7 +416,7 @@ def test_run_nested_refuses_an_unsound_loop_with_the_remedy(monkeypatch: pytest.
         run_nested(_answer())
 
     with pytest.raises(UsageError, match="await"):
-        asyncio.run(main())
+        on_a_thread(lambda: asyncio.run(main()))
 
 
 def test_run_nested_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +428,7 @@ def test_run_nested_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
         run_nested(_answer())
 
     with pytest.raises(UsageError, match='pip install "nest-asyncio2"'):
-        asyncio.run(main())
+        on_a_thread(lambda: asyncio.run(main()))
 
 
 @pytest.mark.parametrize(
