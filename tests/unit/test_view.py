@@ -102,9 +102,10 @@ def test_frames_and_chart_data(session: Session, view) -> None:
 
 def test_alerts_fire_in_the_recorder_and_reach_callbacks_and_views() -> None:
     seen: list[AlertTransition] = []
-    settings = {"resource_check_interval": 0.05, "alert_for_seconds": 0.0, "memory_threshold": 0.001}
+    settings = {"resource_check_interval": 0.05, "alert_for_seconds": 0.0}
     with Session(title="alerting", **settings) as session:
         session.monitor.add_callback(seen.append)
+        session.configure(memory_threshold=0.001)
         wait_until(lambda: any(item.resource == "memory" for item in seen))
         view = StoreView(session.directory)
         wait_until(lambda: any(alert.resource == "memory" for alert in view.snapshot().alerts))
