@@ -145,7 +145,7 @@ def test_names_are_text_and_never_markup(opened: Any) -> None:
     assert row.get_attribute("data-name") == EVIL
     assert row.locator(".wf-c-name span").inner_text() == EVIL
     row.locator(".wf-c-name").click()
-    opened.wait_for_selector('[data-testid="task-details"] dl')
+    opened.wait_for_selector('[data-testid="task-details"] .wf-terms')
     assert EVIL in opened.inner_text('[data-testid="task-details"]')
     assert opened.locator('[data-testid="tasks"] img').count() == 0
     assert opened.evaluate("() => window.hacked") is None
@@ -158,7 +158,7 @@ def test_the_table_is_reachable_by_keyboard(opened: Any) -> None:
     focused = "() => document.activeElement.dataset.taskId"
     assert opened.evaluate(focused) == "t00002"
     opened.keyboard.press("Enter")
-    opened.wait_for_selector('[data-testid="task-details"] dl')
+    opened.wait_for_selector('[data-testid="task-details"] .wf-terms')
     opened.keyboard.press("Tab")
     assert opened.evaluate("() => document.activeElement.dataset.testid") == "cancel"
     opened.keyboard.press("End")
@@ -172,6 +172,7 @@ def test_details_show_the_traceback(opened: Any) -> None:
     text = opened.inner_text('[data-testid="task-details"]')
     assert "Traceback (most recent call last)" in text
     assert "epoch 2" in text
+    assert "null" not in text
 
 
 def test_alert_buttons_reach_the_session(opened: Any, served: Served) -> None:

@@ -289,6 +289,20 @@ def test_a_view_that_raises_is_shown_and_the_loop_goes_on(
     assert page.take("overview", "parts")[0]["parts"]["error"] == ""
 
 
+def test_sessions_that_cannot_be_listed_do_not_hide_this_one(
+    page: Page, view: FakeView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> list[Any]:
+        raise OSError("locked")
+
+    monkeypatch.setattr(view, "sessions", broken)
+    open_page(page)
+    parts = page.take("overview", "parts")[0]["parts"]
+    assert "locked" in parts["notice"]
+    assert parts["error"] == ""
+    assert page.take("plot", "history")
+
+
 def test_an_error_at_the_first_hello_does_not_lose_the_history(page: Page, view: FakeView) -> None:
     view.fail = StoreError("not yet")
     open_page(page)

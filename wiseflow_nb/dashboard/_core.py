@@ -57,7 +57,7 @@ class Core:
         self._own_id = ""
         self._snapshot: Snapshot | None = None
         self._sessions: list[SessionInfo] = []
-        self._error = ""
+        self._error = self._notice = ""
         self._drawing = True
         self._range = 900
         self._rev = 0
@@ -111,7 +111,7 @@ class Core:
             self._view.watch()
         if now >= self._next_sessions:
             self._next_sessions = now + SESSIONS_SECONDS
-            self._sessions = self._view.sessions()
+            self._list_sessions()
         full_tasks = "tasks" in self._full
         if not self._drawing and not self._full:
             self._push_overview()
@@ -126,6 +126,13 @@ class Core:
         self._push_settings(snapshot)
         self._push_plot(snapshot)
         self._full.clear()
+
+    def _list_sessions(self) -> None:
+        # The sessions beside this one are extra: without their list this one is drawn all the same.
+        try:
+            self._sessions, self._notice = self._view.sessions(), ""
+        except VIEW_ERRORS as error:
+            self._notice = f"The other sessions cannot be listed: {error}"
 
     def _refresh_all(self) -> None:
         self._full = {widget.name for widget in self.widgets}
@@ -239,6 +246,7 @@ class Core:
         parts: dict[str, Any] = {
             "now": round(self.clock.time(), 1),
             "error": self._error,
+            "notice": self._notice,
             "range": self._range,
             "drawing": self._drawing,
             "sessions": payload.session_choices(self._sessions),

@@ -27,9 +27,10 @@ export default wiseflow({
       setAttr(part.severity, "data-state", live ? alert.severity : "past");
       setText(part.severity, live ? alert.severity : "resolved");
       setText(part.what, alert.message || `${alert.resource} ${alert.rule}`);
-      setText(part.figures, live
+      const figures = live
         ? `since ${clockTime(alert.since)} · now ${alert.value} · peak ${alert.peak} · limit ${alert.threshold}${alert.state === "recovering" ? " · recovering" : ""}`
-        : `${clockTime(alert.since)}, for ${duration(alert.resolved - alert.since)} · peak ${alert.peak} · limit ${alert.threshold}`);
+        : `${clockTime(alert.since)}, for ${duration(alert.resolved - alert.since)} · peak ${alert.peak} · limit ${alert.threshold}`;
+      setText(part.figures, figures.replaceAll(" %", "\u00a0%"));
       part.actions.hidden = !live;
       part.acknowledge.disabled = Boolean(why) || alert.acknowledged;
       setText(part.acknowledge, alert.acknowledged ? "Acknowledged" : "Acknowledge");

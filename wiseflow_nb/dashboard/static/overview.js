@@ -107,6 +107,7 @@ export default wiseflow({
       if (silent > 8 && !document.hidden) text = `The kernel has not answered for ${silent} s (busy or stopped). The figures are that old.`;
       else if (error) text = `The session cannot be read now. ${error}`;
       else if (store.parts.session && store.parts.session.why) text = store.parts.session.why;
+      else text = store.parts.notice || "";
       banner.hidden = !text;
       banner.dataset.tone = error || silent > 8 ? "error" : "info";
       setText(banner, text);

@@ -220,7 +220,7 @@ function layout(chart, store, colours) {
       : { ...axis, rangemode: "tozero", nticks: 5, autorangeoptions: { include: [0, 1] }, fixedrange: true },
     showlegend: false, hovermode: "x unified", dragmode: "zoom",
     hoverlabel: { bgcolor: colours.panel, bordercolor: colours.border, font: { color: colours.ink, size: 12 } },
-    modebar: { remove: ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"], bgcolor: "rgba(0,0,0,0)", color: colours.text, activecolor: colours.ink },
+    modebar: { remove: ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"], bgcolor: colours.panel, color: colours.text, activecolor: colours.ink },
     shapes: shapes(chart, store, colours, begin, end),
     uirevision: "keep",
   };

@@ -282,16 +282,18 @@ export default wiseflow({
         ["Peak memory", task.memory_peak_bytes === null ? "" : `${(task.memory_peak_bytes / 1048576).toFixed(0)} MiB (${task.memory_source})`],
         ["Progress", task.progress_text], ["Tags", task.tags.join(", ")], ["Retry of", task.retry_of],
       ].filter(([, value]) => value);
-      const blocks = [["Error", task.error], ["Traceback", task.traceback], ["Output", task.output_tail]].filter(([, text]) => text);
+      const block = (title, text) => (text ? [h("div", { class: "wf-block" }, h("h4", { text: title }), h("pre", { class: title === "Error" ? "wf-bad" : "", text, tabindex: 0 }))] : []);
       const needs = task.dependencies.map((id) => {
         const row = store.data.rows.get(id);
         return h("button", { class: "wf-button wf-small", type: "button", text: row ? `${row[NAME]} · ${words(stateOf(row))}` : id, onclick: () => { open = null; show(id); focusRow(id); } });
       });
       details.replaceChildren(
         h("div", { class: "wf-details-head" }, h("span", { class: "wf-badge", "data-state": task.state, text: words(task.state) }), h("strong", { class: "wf-ellipsis", text: task.name }), close),
-        h("dl", { class: "wf-terms" }, ...terms.map(([term, value]) => h("div", {}, h("dt", { text: term }), h("dd", { text: value })))),
-        needs.length ? h("div", { class: "wf-needs" }, h("span", { class: "wf-muted", text: "After" }), ...needs) : null,
-        ...blocks.map(([title, text]) => h("div", { class: "wf-block" }, h("h4", { text: title }), h("pre", { class: title === "Error" ? "wf-bad" : "", text, tabindex: 0 }))),
+        ...block("Error", task.error),
+        // Not a dl: hosts style those with floats.
+        h("div", { class: "wf-terms", role: "list" }, ...terms.map(([term, value]) => h("div", { role: "listitem" }, h("span", { class: "wf-term", text: term }), h("span", { text: value })))),
+        ...(needs.length ? [h("div", { class: "wf-needs" }, h("span", { class: "wf-muted", text: "After" }), ...needs)] : []),
+        ...block("Traceback", task.traceback), ...block("Output", task.output_tail),
       );
     }
 
