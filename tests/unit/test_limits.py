@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wiseflow_nb.resources._limits import bound, count_cpus, effective_limits
+from wiseflow_nb.resources._limits import bound, count_cpus, cpu_place, effective_limits, memory_place
 
 HOST = {"host_memory": 16e9, "host_cores": 8.0, "environ": {}}
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"
@@ -106,3 +106,54 @@ def test_cpuset_affinity_and_environment(tmp_path: Path) -> None:
 def test_a_limit_above_the_machine_is_none(tmp_path: Path) -> None:
     root = tree(tmp_path, "0::/app", V2_MOUNT, {"sys/fs/cgroup/app/memory.max": "99000000000000"})
     assert effective_limits(root=root, **HOST).memory_source == "host"
+
+
+def test_a_limit_above_a_container_of_version_1_is_seen_in_its_statistics(tmp_path: Path) -> None:
+    mount = "31 23 0:27 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory"
+    files = {
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+        "sys/fs/cgroup/memory/memory.stat": "cache 1\nhierarchical_memory_limit 300000000\nhierarchical_memsw_limit 9",
+    }
+    found = bound(root=tree(tmp_path, "4:memory:/docker/abc", mount, files), **HOST)
+    assert found.limits.memory_limit_bytes == 300000000
+    assert found.limits.memory_source == "cgroup1:/"
+    assert found.memory_dir.endswith("sys/fs/cgroup/memory")
+
+
+def test_the_mount_that_shows_the_group_wins_over_one_that_does_not(tmp_path: Path) -> None:
+    mounts = "29 23 0:26 /other /mnt/other rw - cgroup2 cgroup2 rw\n" + V2_MOUNT
+    files = {"mnt/other/memory.max": "1", "sys/fs/cgroup/app/memory.max": "5000000"}
+    assert effective_limits(root=tree(tmp_path, "0::/app", mounts, files), **HOST).memory_limit_bytes == 5000000
+
+
+def test_a_cpuset_of_an_ancestor_holds_where_the_group_has_none(tmp_path: Path) -> None:
+    files = {"sys/fs/cgroup/pod/cpuset.cpus.effective": "0-1", "sys/fs/cgroup/pod/app/memory.max": "max"}
+    limits = effective_limits(root=tree(tmp_path, "0::/pod/app", V2_MOUNT, files), **HOST)
+    assert (limits.cpu_limit_cores, limits.cpu_source) == (2.0, "cpuset")
+
+
+def test_the_host_is_read_from_the_root_unless_given(tmp_path: Path) -> None:
+    files = {"proc/meminfo": "MemTotal:  2048 kB", "proc/stat": "cpu 1 1\ncpu0 1 1\ncpu1 1 1\nintr 1"}
+    limits = effective_limits(root=tree(tmp_path, "0::/", V2_MOUNT, files), environ={})
+    assert (limits.memory_limit_bytes, limits.cpu_limit_cores) == (2048 * 1024, 2.0)
+
+
+def test_nonsense_limits_nothing(tmp_path: Path) -> None:
+    files = {
+        "sys/fs/cgroup/app/memory.max": "many",
+        "sys/fs/cgroup/app/cpu.max": "max",
+        "sys/fs/cgroup/app/cpuset.cpus": "x",
+    }
+    given = {"MEM_LIMIT": "2G", "CPU_LIMIT": "-1"}
+    root = tree(tmp_path, "0::/app", V2_MOUNT, files)
+    assert effective_limits(root=root, **{**HOST, "environ": given}).limit_source == "memory: host, cpu: host"
+
+
+def test_usage_of_an_unlimited_group_is_its_own_and_the_true_root_has_none(tmp_path: Path) -> None:
+    files = {"sys/fs/cgroup/memory.current": "1", "sys/fs/cgroup/cpu.stat": "usage_usec 1"}
+    at_root = bound(root=tree(tmp_path / "a", "0::/", V2_MOUNT, files), **HOST)
+    assert (memory_place(at_root), cpu_place(at_root)) == ((0, ""), (0, "", ""))
+    # With a namespace of its own a container is at the top of its mount, and has what only inner groups have.
+    files["sys/fs/cgroup/cgroup.events"] = "populated 1"
+    inside = bound(root=tree(tmp_path / "b", "0::/", V2_MOUNT, files), **HOST)
+    assert (memory_place(inside)[0], cpu_place(inside)[0]) == (2, 2)

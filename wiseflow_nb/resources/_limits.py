@@ -59,6 +59,7 @@ def locate(pid: int | str = "self", root: str = "/") -> dict[str, Group]:
         for controller in controllers.split(","):
             memberships[controller] = path
     groups: dict[str, Group] = {}
+    sure: set[str] = set()
     for line in _lines(os.path.join(proc, "mountinfo")):
         left, _, right = line.partition(" - ")
         fields, after = left.split(), right.split()
@@ -67,14 +68,19 @@ def locate(pid: int | str = "self", root: str = "/") -> dict[str, Group]:
         mount_root, mount_point = _unescape(fields[3]), _unescape(fields[4])
         names = [""] if after[0] == "cgroup2" else [item for item in after[2].split(",") if item in memberships]
         for controller in names:
-            if controller in groups or controller not in memberships:
+            if controller in sure or controller not in memberships:
                 continue
             name = memberships[controller]
             inside = _below(name, mount_root)
             top = os.path.join(root, mount_point.lstrip("/"))
             path = os.path.join(top, inside.lstrip("/")).rstrip("/")
-            # A path from outside this namespace is not there: then the mount's top is the group.
-            if not os.path.isdir(path):
+            if os.path.isdir(path):
+                sure.add(controller)
+            elif controller in groups:
+                continue
+            else:
+                # A path from outside this namespace is not there: then the mount's top is the group,
+                # unless another mount of the same controller shows it.
                 path, inside = top.rstrip("/"), "/"
             groups[controller] = Group(2 if after[0] == "cgroup2" else 1, path, top.rstrip("/"), inside)
     return groups
@@ -92,12 +98,14 @@ def bound(
     pid: int | str = "self",
     root: str = "/",
     environ: Mapping[str, str] | None = None,
-    host_memory: float = math.inf,
-    host_cores: float = math.inf,
+    host_memory: float | None = None,
+    host_cores: float | None = None,
     affinity: int | None = None,
 ) -> Bound:
-    """Return what binds the process, and where its usage is to be read."""
+    """Return what binds the process, and where its usage is to be read; see ``effective_limits``."""
     groups = locate(pid, root)
+    host_memory = _host_memory(root) if host_memory is None else host_memory
+    host_cores = _host_cores(root) if host_cores is None else host_cores
     memory, memory_source = host_memory, "host"
     memory_dir, memory_version = "", 0
     for version, directory, name, value in _memory_limits(groups):
@@ -126,11 +134,33 @@ def effective_limits(
     pid: int | str = "self",
     root: str = "/",
     environ: Mapping[str, str] | None = None,
-    host_memory: float = math.inf,
-    host_cores: float = math.inf,
+    host_memory: float | None = None,
+    host_cores: float | None = None,
     affinity: int | None = None,
 ) -> Limits:
-    """Return the effective limits of a process; see ``Limits`` for units and sources."""
+    """Return the effective limits of a process; see ``Limits`` for units and sources.
+
+    Parameters
+    ----------
+    pid
+        The process.
+    root
+        Where ``/proc`` and ``/sys`` are; for tests.
+    environ
+        Default ``os.environ``; ``MEM_LIMIT`` (bytes) and ``CPU_LIMIT`` (cores) count where no
+        control group, cpuset or affinity binds.
+    host_memory
+        Bytes; default what ``<root>/proc/meminfo`` tells, infinite where it is not.
+    host_cores
+        Default the CPUs in ``<root>/proc/stat``, infinite where it is not.
+    affinity
+        CPUs that the process may run on, if known.
+
+    Examples
+    --------
+    >>> effective_limits(root="/nowhere", environ={}, host_memory=8e9, host_cores=4.0)
+    Limits(memory_limit_bytes=8000000000.0, cpu_limit_cores=4.0, memory_source='host', cpu_source='host')
+    """
     return bound(pid, root, environ, host_memory, host_cores, affinity).limits
 
 
@@ -141,7 +171,10 @@ def _memory_limits(groups: Mapping[str, Group]) -> Iterator[tuple[int, str, str,
                 value = _number(_read(os.path.join(directory, "memory.max")))
             else:
                 value = _number(_read(os.path.join(directory, "memory.limit_in_bytes")))
-                value = value if value and value < V1_NO_LIMIT else 0.0
+                if group is not None and directory == group.top:
+                    # Ancestors above a container's mount are out of sight, but not their limit.
+                    value = min(value or math.inf, _hierarchical(directory) or math.inf)
+                value = value if value < V1_NO_LIMIT else 0.0
             if value and group is not None:
                 yield group.version, directory, name, value
 
@@ -170,11 +203,65 @@ def _same_level(groups: Mapping[str, Group], cpu_dir: str) -> str:
 
 def _cpuset(groups: Mapping[str, Group]) -> int:
     for group in (groups.get("cpuset"), groups.get("")):
-        for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
-            text = _read(os.path.join(group.path, name)) if group else ""
-            if text:
-                return count_cpus(text)
+        # Where the controller is not switched on for the group, its nearest ancestor's set holds.
+        for directory, _ in group.ancestors() if group else ():
+            for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
+                text = _read(os.path.join(directory, name))
+                if text:
+                    return count_cpus(text)
     return 0
+
+
+def _hierarchical(directory: str) -> float:
+    for line in _lines(os.path.join(directory, "memory.stat")):
+        if line.startswith("hierarchical_memory_limit "):
+            return _number(line.split()[1])
+    return 0.0
+
+
+def _host_memory(root: str) -> float:
+    for line in _lines(os.path.join(root, "proc/meminfo")):
+        if line.startswith("MemTotal:"):
+            return float(line.split()[1]) * 1024
+    return math.inf
+
+
+def _host_cores(root: str) -> float:
+    return float(len(re.findall(r"(?m)^cpu\d", _read(os.path.join(root, "proc/stat"))))) or math.inf
+
+
+def memory_place(found: Bound) -> tuple[int, str]:
+    """(version, directory) where the group's memory is counted; (0, "") where only the host counts it.
+
+    The level of the limit that won; without a limit, the process' own group.
+    """
+    if found.memory_dir:
+        return found.memory_version, found.memory_dir
+    for name, version in (("memory", 1), ("", 2)):
+        group = found.groups.get(name)
+        if group is None or group.version != version or not _inner(group):
+            continue
+        if os.path.isfile(os.path.join(group.path, ("memory.usage_in_bytes", "memory.current")[version - 1])):
+            return version, group.path
+    return 0, ""
+
+
+def cpu_place(found: Bound) -> tuple[int, str, str]:
+    """(version, directory of ``cpu.stat``, directory of v1's ``cpuacct.usage``); see ``memory_place``."""
+    if found.cpu_dir:
+        return found.cpu_version, found.cpu_dir, found.cpuacct_dir
+    account, unified = found.groups.get("cpuacct"), found.groups.get("")
+    if account is not None and _inner(account):
+        cpu = found.groups.get("cpu")
+        return 1, cpu.path if cpu is not None and _inner(cpu) else "", account.path
+    if unified is not None and _inner(unified) and os.path.isfile(os.path.join(unified.path, "cpu.stat")):
+        return 2, unified.path, ""
+    return 0, "", ""
+
+
+def _inner(group: Group) -> bool:
+    """Whether a group is not the machine's own: the true root of v2 has no ``cgroup.events``."""
+    return group.path != group.top or os.path.isfile(os.path.join(group.path, "cgroup.events"))
 
 
 def count_cpus(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 
@@ -9,6 +10,8 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 SECTOR_BYTES = 512  # the unit of /proc/diskstats, whatever the device
 _SIZE = 65536
+#: Listings of many records (diskstats, net/dev) come a page at a time; less than this is the whole.
+_WHOLE = 3072
 
 
 class KeptFiles:
@@ -18,8 +21,8 @@ class KeptFiles:
         self._open: dict[str, int] = {}
         self._pid = os.getpid()
 
-    def read(self, path: str) -> str:
-        """Return a file's text (up to 64 kB).
+    def read(self, path: str, first: int = 0) -> str:
+        """Return a file's text, or only what one read of ``first`` bytes gives.
 
         Raises
         ------
@@ -34,7 +37,11 @@ class KeptFiles:
         if fd is None:
             fd = self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:
-            return os.pread(fd, _SIZE, 0).decode("ascii", "replace")
+            data = os.pread(fd, first or _SIZE, 0)
+            if len(data) >= _WHOLE and not first:
+                while chunk := os.pread(fd, _SIZE, len(data)):
+                    data += chunk
+            return data.decode("ascii", "replace")
         except OSError:
             os.close(self._open.pop(path))
             raise
@@ -48,13 +55,15 @@ class KeptFiles:
 
 def keyed(text: str, names: Iterable[str]) -> dict[str, float]:
     """Return ``name value`` lines (``memory.stat``, ``cpu.stat``, ``/proc/meminfo``) as numbers."""
-    wanted = set(names)
+    text = "\n" + text
     found: dict[str, float] = {}
-    for line in text.splitlines():
-        name, _, rest = line.partition(" ")
-        name = name.rstrip(":")
-        if name in wanted:
-            found[name] = float(rest.split()[0])
+    for name in names:
+        at = text.find(f"\n{name} ")
+        if at < 0:
+            at = text.find(f"\n{name}:")
+        if at >= 0:
+            start = at + len(name) + 2
+            found[name] = float(text[start : start + 40].split(None, 1)[0])
     return found
 
 
@@ -67,7 +76,9 @@ def pressure_seconds(text: str) -> float:
 
 
 def disk_bytes(text: str, devices: frozenset[str]) -> tuple[float, float]:
-    """Sum bytes read and written over whole devices."""
+    """Sum bytes read and written over whole devices; NaN where none is known."""
+    if not devices:
+        return math.nan, math.nan
     read = written = 0
     for line in text.splitlines():
         fields = line.split()
@@ -112,15 +123,19 @@ def children(pid: int, root: str = "/") -> list[int]:
         try:
             with open(f"{base}/{thread}/children", "rb") as stream:
                 found.extend(int(item) for item in stream.read().split())
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             if thread == str(pid):
                 raise
     return found
 
 
-def process_stat(text: str) -> tuple[float, int, float, float]:
-    """Return (CPU seconds with those of reaped children, threads, resident bytes, own CPU seconds)."""
+def process_stat(text: str) -> tuple[float, int, float, str]:
+    """Return (CPU seconds with those of reaped children, threads, resident bytes, state and start).
+
+    The last tells one process from a later one with the same number; it starts with ``Z`` when the
+    process has ended and waits for its parent.
+    """
     fields = text[text.rindex(")") + 2 :].split()
-    own = int(fields[11]) + int(fields[12])
-    reaped = int(fields[13]) + int(fields[14])
-    return (own + reaped) / CLOCK_TICKS, int(fields[17]), float(int(fields[21]) * PAGE_BYTES), own / CLOCK_TICKS
+    ticks = int(fields[11]) + int(fields[12]) + int(fields[13]) + int(fields[14])
+    mark = ("Z" if fields[0] in "ZX" else "") + fields[19]
+    return ticks / CLOCK_TICKS, int(fields[17]), float(int(fields[21]) * PAGE_BYTES), mark

@@ -7,6 +7,7 @@ again later and later; the rest goes on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,12 +16,10 @@ import psutil
 
 from wiseflow_nb.records import NAN, EventRecord, Limits, Sample
 from wiseflow_nb.resources import _linux
-from wiseflow_nb.resources._limits import Bound, bound
+from wiseflow_nb.resources._limits import Bound, bound, cpu_place, memory_place
+from wiseflow_nb.resources._tree import ProcessTree
 
 LIMITS_EVERY = 30
-PSS_SECONDS = 30.0
-#: The dear reading of PSS may take this share of the time at most.
-PSS_SHARE = 0.01
 LONGEST_BACKOFF = 64
 Values = dict[str, float]
 
@@ -33,7 +32,7 @@ class Probe:
     pid
         The process whose tree and limits are read.
     disk_path
-        A path on the file system that is watched.
+        A path on the file system that is watched; may be set anew between readings.
     root
         Where ``/proc`` and ``/sys`` are; for tests.
     exclude_pids
@@ -61,24 +60,26 @@ class Probe:
     ) -> None:
         self.pid = pid
         self.portable = portable or not os.path.isdir(os.path.join(root, "proc", "self"))
-        self._disk_path, self._root, self._environ = disk_path, root, environ
-        self._exclude = exclude_pids
+        self.disk_path = disk_path
+        self._root, self._environ = root, environ
+        self._proc_path = os.path.join(root, "proc")
         self._files = _linux.KeptFiles()
-        self._devices = frozenset() if self.portable else _linux.whole_devices(root)
+        self._tree = ProcessTree(pid, root, exclude_pids, self.portable, self._files)
+        self._has_pressure = not self.portable and os.path.isdir(f"{self._proc_path}/pressure")
         self._events: list[EventRecord] = []
         self._failures: dict[str, int] = {}
         self._skip: dict[str, int] = {}
         self._reads = 0
         self._before: dict[str, float] = {}
-        self._tree: list[int] = [pid]
-        self._pss, self._pss_due = NAN, 0.0
-        self._bound = self._find_bound()
+        self._look_again()
         self._parts: tuple[tuple[str, Callable[[Values], None]], ...] = (
             ("host memory", self._host_memory),
             ("host cpu", self._host_cpu),
             ("load", self._load),
             ("pressure", self._pressure),
-            ("processes", self._processes),
+            ("processes", self._tree.read),
+            ("descriptors", self._tree.descriptors),
+            ("proportional memory", self._tree.pss),
             ("container memory", self._container_memory),
             ("container cpu", self._container_cpu),
             ("disk space", self._disk_space),
@@ -104,7 +105,7 @@ class Probe:
         """Return one reading; the first one, and one after a gap, has no rates."""
         started = time.perf_counter()
         if self._reads and self._reads % LIMITS_EVERY == 0:
-            self._bound = self._find_bound()
+            self._look_again()
         self._reads += 1
         if gap:
             self._before.clear()
@@ -129,13 +130,7 @@ class Probe:
 
     def top_processes(self, count: int = 3) -> tuple[tuple[int, str, float, float], ...]:
         """The largest processes of the tree: (pid, name, resident bytes, CPU seconds)."""
-        found = []
-        for pid in self._tree:
-            with contextlib.suppress(psutil.Error, OSError):
-                process = psutil.Process(pid)
-                cpu = process.cpu_times()
-                found.append((pid, process.name(), float(process.memory_info().rss), cpu.user + cpu.system))
-        return tuple(sorted(found, key=lambda item: -item[2])[:count])
+        return self._tree.top(count)
 
     def close(self) -> None:
         """Close the kept files."""
@@ -156,24 +151,38 @@ class Probe:
             if self._failures.pop(name, 0):
                 self._events.append(EventRecord(now, "probe_recovered", f"{name} can be read again"))
 
+    def _look_again(self) -> None:
+        """Find the limits and where usage is counted: a container's limits can change while it runs."""
+        if not self.portable:
+            self._devices = _linux.whole_devices(self._root)
+        if self._reads and not self._tree.alive:
+            return
+        found = self._find_bound()
+        if self._reads and found == self._bound:
+            return
+        # Counters of another level must not be compared with those of this one.
+        self._before.pop("effective cpu", None)
+        self._files.close()
+        self._bound: Bound = found
+        self._memory_at = memory_place(found)
+        self._cpu_at = cpu_place(found)
+
     def _find_bound(self) -> Bound:
         affinity = None
-        with contextlib.suppress(OSError, AttributeError, psutil.Error):
-            affinity = len(psutil.Process(self.pid).cpu_affinity() or ()) if self._root == "/" else None
+        if self._root == "/":
+            with contextlib.suppress(OSError, AttributeError, psutil.Error):
+                affinity = len(psutil.Process(self.pid).cpu_affinity() or ())
         return bound(
-            self.pid if self._alive() else "self",
+            self.pid if os.path.isdir(f"{self._proc_path}/{self.pid}") else "self",
             self._root,
             self._environ,
-            host_memory=float(psutil.virtual_memory().total),
-            host_cores=float(psutil.cpu_count() or 1),
+            host_memory=float(psutil.virtual_memory().total) if self.portable else None,
+            host_cores=float(psutil.cpu_count() or 1) if self.portable else None,
             affinity=affinity,
         )
 
-    def _alive(self) -> bool:
-        return os.path.isdir(os.path.join(self._root, "proc", str(self.pid))) or self.portable
-
-    def _proc(self, name: str) -> str:
-        return self._files.read(os.path.join(self._root, "proc", name))
+    def _proc(self, name: str, first: int = 0) -> str:
+        return self._files.read(f"{self._proc_path}/{name}", first)
 
     # The parts.
 
@@ -197,7 +206,7 @@ class Probe:
             # guest time is part of user time.
             total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         else:
-            ticks = [int(item) / _linux.CLOCK_TICKS for item in self._proc("stat").split("\n", 1)[0].split()[1:9]]
+            ticks = [int(item) / _linux.CLOCK_TICKS for item in self._proc("stat", 1024).split("\n", 1)[0].split()[1:9]]
             idle, iowait, steal, total = ticks[3] + ticks[4], ticks[4], ticks[7], sum(ticks)
         elapsed = self._change("cpu total", total)
         if elapsed > 0:
@@ -212,78 +221,20 @@ class Probe:
         values["system_load1"] = float(psutil.getloadavg()[0] if self.portable else self._proc("loadavg").split()[0])
 
     def _pressure(self, values: Values) -> None:
-        if self.portable or not os.path.isdir(os.path.join(self._root, "proc", "pressure")):
+        if not self._has_pressure:
             return
-        for name in ("cpu", "memory", "io"):
-            values[f"pressure_{name}_waiting_seconds_total"] = _linux.pressure_seconds(self._proc(f"pressure/{name}"))
-
-    def _processes(self, values: Values) -> None:
-        self._tree = self._find_tree()
-        cpu = rss = 0.0
-        threads = 0
-        for pid in self._tree:
-            try:
-                if self.portable:
-                    process = psutil.Process(pid)
-                    times = process.cpu_times()
-                    reaped = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-                    one = (times.user + times.system + reaped, process.num_threads(), float(process.memory_info().rss))
-                else:
-                    with open(
-                        os.path.join(self._root, "proc", str(pid), "stat"), encoding="ascii", errors="replace"
-                    ) as stream:
-                        one = _linux.process_stat(stream.read())[:3]
-            except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
-                if pid == self.pid:
-                    raise
-                continue  # a child that ended between the listing and the look
-            cpu, threads, rss = cpu + one[0], threads + one[1], rss + one[2]
-        values["process_cpu_seconds_total"] = cpu
-        values["process_memory_rss_bytes"] = rss
-        values["process_count"] = float(len(self._tree))
-        values["process_threads"] = float(threads)
-        if self.portable:
-            with contextlib.suppress(AttributeError, psutil.AccessDenied):
-                values["process_open_fds"] = float(psutil.Process(self.pid).num_fds())
-        else:
-            values["process_open_fds"] = float(len(os.listdir(os.path.join(self._root, "proc", str(self.pid), "fd"))))
-        values["process_memory_pss_bytes"] = self._read_pss()
-
-    def _find_tree(self) -> list[int]:
-        if self.portable:
-            found = [item.pid for item in psutil.Process(self.pid).children(recursive=True)]
-            return [self.pid, *(pid for pid in found if pid not in self._exclude)]
-        tree = [self.pid]
-        for pid in tree:
-            try:
-                tree.extend(child for child in _linux.children(pid, self._root) if child not in self._exclude)
-            except (FileNotFoundError, ProcessLookupError):
-                if pid == self.pid:
-                    raise
-        return tree
-
-    def _read_pss(self) -> float:
-        now = time.monotonic()
-        if now < self._pss_due or self.portable:
-            return self._pss
-        total = 0.0
-        for pid in self._tree:
-            path = os.path.join(self._root, "proc", str(pid), "smaps_rollup")
-            with contextlib.suppress(OSError), open(path, encoding="ascii") as stream:
-                total += _linux.keyed(stream.read(), ("Pss",))["Pss"] * 1024
-        cost = time.monotonic() - now
-        self._pss, self._pss_due = total or NAN, now + max(PSS_SECONDS, cost / PSS_SHARE)
-        return self._pss
+        try:
+            for name in ("cpu", "memory", "io"):
+                text = self._proc(f"pressure/{name}")
+                values[f"pressure_{name}_waiting_seconds_total"] = _linux.pressure_seconds(text)
+        except OSError as error:
+            # Built in, but switched off at boot: not offered is not a failure.
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTSUP):
+                raise
+            self._has_pressure = False
 
     def _container_memory(self, values: Values) -> None:
-        directory, version = self._bound.memory_dir, self._bound.memory_version
-        if not directory:
-            for name, own in (("memory", 1), ("", 2)):
-                group = self._bound.groups.get(name)
-                # The top group is the host's: its files are missing or tell of the whole machine.
-                if group is not None and group.path != group.top and group.version == own:
-                    directory, version = group.path, own
-                    break
+        version, directory = self._memory_at
         if not directory:
             return
         if version == 2:
@@ -303,28 +254,25 @@ class Probe:
             values["memory_working_set_bytes"] = max(usage - cache, 0.0)
 
     def _container_cpu(self, values: Values) -> None:
-        directory, account = self._bound.cpu_dir, self._bound.cpuacct_dir
-        if self._bound.cpu_version == 1:
-            found = _linux.keyed(self._files.read(f"{directory}/cpu.stat"), ("throttled_time",))
-            values["container_cpu_throttled_seconds_total"] = found.get("throttled_time", NAN) / 1e9
+        version, directory, account = self._cpu_at
+        if version == 1:
             if account:
                 values["container_cpu_seconds_total"] = float(self._files.read(f"{account}/cpuacct.usage")) / 1e9
-            return
-        group = self._bound.groups.get("")
-        if not directory and group is not None and group.path != group.top:
-            directory = group.path
-        if directory:
+            if directory:
+                found = _linux.keyed(self._files.read(f"{directory}/cpu.stat"), ("throttled_time",))
+                values["container_cpu_throttled_seconds_total"] = found.get("throttled_time", NAN) / 1e9
+        elif version == 2:
             found = _linux.keyed(self._files.read(f"{directory}/cpu.stat"), ("usage_usec", "throttled_usec"))
             values["container_cpu_seconds_total"] = found["usage_usec"] / 1e6
             values["container_cpu_throttled_seconds_total"] = found.get("throttled_usec", NAN) / 1e6
 
     def _disk_space(self, values: Values) -> None:
         if hasattr(os, "statvfs") and not self.portable:
-            status = os.statvfs(self._disk_path)
+            status = os.statvfs(self.disk_path)
             size, avail = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
             used = (status.f_blocks - status.f_bfree) * status.f_frsize
         else:
-            usage = psutil.disk_usage(self._disk_path)
+            usage = psutil.disk_usage(self.disk_path)
             size, used, avail = usage.total, usage.used, usage.free
         values["filesystem_size_bytes"] = float(size)
         values["filesystem_avail_bytes"] = float(avail)
@@ -349,13 +297,16 @@ class Probe:
             received = float(sum(counters[name].bytes_recv for name in names))
             sent = float(sum(counters[name].bytes_sent for name in names))
         else:
-            received, sent = _linux.network_bytes(self._proc(f"{self.pid if self._alive() else 'self'}/net/dev"))
+            received, sent = _linux.network_bytes(self._proc(f"{self.pid if self._tree.alive else 'self'}/net/dev"))
         values["network_receive_bytes_total"] = received
         values["network_transmit_bytes_total"] = sent
 
     def _own_cost(self, values: Values) -> None:
         values["recorder_cpu_seconds_total"] = time.process_time()
-        values["recorder_memory_rss_bytes"] = float(psutil.Process().memory_info().rss)
+        if self.portable:
+            values["recorder_memory_rss_bytes"] = float(psutil.Process().memory_info().rss)
+        else:
+            values["recorder_memory_rss_bytes"] = float(int(self._proc("self/statm").split()[1]) * _linux.PAGE_BYTES)
 
     # What all of it amounts to.
 
@@ -373,22 +324,23 @@ class Probe:
             values["memory_working_set_bytes"] = values.get("process_memory_rss_bytes", NAN)
         used = values.get("memory_working_set_bytes", NAN)
         values["memory_limit_bytes"] = limit
-        values["memory_available_bytes"] = max(limit - used, 0.0) if used == used else NAN
+        # A group may be allowed more than the machine has left.
+        spare = values.get("system_memory_available_bytes", NAN)
+        values["memory_available_bytes"] = max(min(limit - used, spare), 0.0) if used == used else NAN
         values["memory_utilization_ratio"] = used / limit
         cores, source = found.limits.cpu_limit_cores, found.limits.cpu_source
         values["cpu_limit_cores"] = cores
         if source == "host":
             values["cpu_utilization_ratio"] = values.get("system_cpu_utilization_ratio", NAN)
             return
-        used = NAN
-        if source.startswith("cgroup"):
-            used = values.get("container_cpu_seconds_total", NAN)
-        if used != used:
-            # Affinity, cpuset and the environment bind this tree of processes.
-            used = values.get("process_cpu_seconds_total", NAN)
+        # Affinity, cpuset and the environment bind this tree of processes; so does a group of v1
+        # whose CPU time is counted elsewhere.
+        counted = source.startswith("cgroup") and (self._cpu_at[0] == 2 or self._cpu_at[2])
+        used = values.get("container_cpu_seconds_total" if counted else "process_cpu_seconds_total", NAN)
         elapsed = self._change("effective time", now)
         change = self._change("effective cpu", used)
-        values["cpu_utilization_ratio"] = max(change, 0.0) / elapsed / cores if elapsed > 0 else NAN
+        if elapsed > 0 and change == change:
+            values["cpu_utilization_ratio"] = max(change, 0.0) / elapsed / cores
 
     def _change(self, name: str, value: float) -> float:
         """The change since the last reading; NaN at the first."""
