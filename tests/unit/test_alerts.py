@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wiseflow_nb.records import Sample, Severity
+from wiseflow_nb.records import Sample, Severity, from_json_dict, to_json_dict
 from wiseflow_nb.resources._alerts import AlertEngine, AlertRule, builtin_rules
 
 RULE = AlertRule("cpu high", "cpu", "cpu_utilization_ratio", 0.7, 0.9, for_seconds=3, keep_seconds=5)
@@ -112,3 +114,45 @@ def test_every_fired_has_its_resolved_and_no_state_is_told_twice(signal: list[tu
             assert item.time_seconds == at or item.time_seconds - last_fired >= RULE.keep_seconds
     assert open_id == ""
     assert engine.active() == ()
+
+
+def test_a_rule_travels_as_json() -> None:
+    rule = AlertRule("many files", "descriptors", "process_open_fds", 500, 900, unit="files")
+    assert from_json_dict(AlertRule, json.loads(json.dumps(to_json_dict(rule)))) == rule
+
+
+def test_two_rules_on_one_resource_are_two_alerts() -> None:
+    engine = AlertEngine([RULE, replace(RULE, name="cpu very high", warning=0.8)])
+    found = [item for at in range(4) for item in engine.observe(sample(at, 0.85))]
+    assert [item.kind for item in found] == ["fired", "fired"]
+    assert found[0].alert_id != found[1].alert_id
+
+
+def test_the_peak_counts_from_when_the_condition_began() -> None:
+    engine = AlertEngine([RULE])
+    (fired,) = [item for at, value in enumerate([0.99, 0.8, 0.8, 0.72]) for item in engine.observe(sample(at, value))]
+    assert (fired.peak, fired.value) == (0.99, 0.72)
+    engine = AlertEngine([RULE])
+    values = [0.99, 0.1, 0.8, 0.8, 0.8, 0.8]
+    (fired,) = [item for at, value in enumerate(values) for item in engine.observe(sample(at, value))]
+    assert fired.peak == 0.8
+
+
+def test_the_message_is_in_the_unit_of_the_rule() -> None:
+    rule = AlertRule("many files", "descriptors", "process_open_fds", 500, 900, for_seconds=0, unit="files")
+    (fired,) = AlertEngine([rule]).observe(Sample(1.0, 1.0, process_open_fds=640))
+    assert fired.message == "descriptors at 640 files is warning (from 500 files, fired)"
+    (fired,) = AlertEngine([replace(RULE, for_seconds=0)]).observe(sample(1.0, 0.95))
+    assert fired.message == "cpu at 95% is critical (from 90%, fired)"
+
+
+def test_the_top_processes_are_asked_for_only_when_something_happens() -> None:
+    engine, asked = AlertEngine([RULE]), []
+
+    def top() -> tuple[tuple[int, str, float, float], ...]:
+        asked.append(1)
+        return ((1, "python", 1e9, 3.0),)
+
+    found = [item for at in range(50) for item in engine.observe(sample(at, 0.8), top)]
+    assert [item.top_processes for item in found] == [((1, "python", 1e9, 3.0),)]
+    assert len(asked) == 1

@@ -108,3 +108,38 @@ def test_a_shorter_interval_takes_effect_at_once() -> None:
 )
 def test_what_counts_as_a_gap(measured: float, interval: float, gap: bool) -> None:
     assert is_gap(measured, interval) is gap
+
+
+def test_a_ring_begun_anew_kills_no_reader_that_has_it_open(tmp_path: Path) -> None:
+    path = str(tmp_path / "ring.bin")
+    writer = RingWriter(path)
+    writer.append(Sample(time_seconds=1.0))
+    reader = RingReader(path)
+    again = RingWriter(path)
+    assert reader.latest() is None
+    again.append(Sample(time_seconds=2.0))
+    assert reader.latest().time_seconds == 2.0
+    for item in (reader, writer, again):
+        item.close()
+
+
+def test_a_ring_that_is_still_being_made_is_refused_until_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ring.bin"
+    path.touch()
+    with pytest.raises(ValueError, match="not a ring"):
+        RingReader(str(path))
+    path.write_bytes(bytes(4096))
+    with pytest.raises(ValueError, match="not a ring"):
+        RingReader(str(path))
+    writer = RingWriter(str(path))
+    reader = RingReader(str(path))
+    assert reader.count == 0
+    reader.close()
+    writer.close()
+
+
+def test_the_whole_file_is_there_from_the_start(tmp_path: Path) -> None:
+    writer = RingWriter(str(tmp_path / "ring.bin"))
+    status = (tmp_path / "ring.bin").stat()
+    assert status.st_size == 64 + 3600 * len(SAMPLE_COLUMNS) * 8
+    writer.close()

@@ -20,7 +20,15 @@ TopProcesses = Callable[[], tuple[tuple[int, str, float, float], ...]]
 
 @dataclass(frozen=True, slots=True)
 class AlertRule:
-    """When a column is too high. Levels are in the column's unit, durations in seconds."""
+    """When a column is too high. Levels are in the column's unit, durations in seconds.
+
+    ``unit`` is what people read: ``ratio`` is shown in percent, any other as it is.
+
+    Examples
+    --------
+    >>> AlertRule("many files", "descriptors", "process_open_fds", 500, 900, unit="files").unit
+    'files'
+    """
 
     name: str
     resource: str
@@ -107,12 +115,14 @@ def step(rule: AlertRule, before: _Status, value: float, gap: bool, now: float, 
                 status,
                 state=AlertState.FIRING,
                 severity=Severity.CRITICAL if critical else Severity.WARNING,
-                alert_id=f"{rule.resource}-{wall:.3f}",
+                # The rule's name, too: two rules on one resource can fire in the same instant.
+                alert_id=f"{rule.name}-{rule.resource}-{wall:.3f}".replace(" ", "-"),
                 started_seconds=wall,
-                peak=value,
+                peak=_highest(before, value),
             ), "fired"
-        pending = status.over_warning_since is not None
-        return replace(status, state=AlertState.PENDING if pending else AlertState.OK), ""
+        if status.over_warning_since is None:
+            return replace(status, state=AlertState.OK, peak=NAN), ""
+        return replace(status, state=AlertState.PENDING, peak=_highest(before, value)), ""
     status = replace(status, peak=max(status.peak, value))
     if _held(status.under_warning_since, now, rule.keep_seconds):
         return replace(status, state=AlertState.OK, severity=Severity.NONE, alert_id=""), "resolved"
@@ -123,6 +133,11 @@ def step(rule: AlertRule, before: _Status, value: float, gap: bool, now: float, 
     if status.severity is Severity.CRITICAL and _held(status.under_critical_since, now, rule.keep_seconds):
         return replace(status, severity=Severity.WARNING), "de-escalated"
     return status, ""
+
+
+def _highest(before: _Status, value: float) -> float:
+    pending = before.over_warning_since is not None and not math.isnan(before.peak)
+    return max(before.peak, value) if pending else value
 
 
 class AlertEngine:
@@ -238,6 +253,10 @@ def _level(rule: AlertRule, severity: Severity) -> float:
     return rule.critical if severity is Severity.CRITICAL else rule.warning
 
 
+def _shown(value: float, rule: AlertRule) -> str:
+    return f"{value:.0%}" if rule.unit == "ratio" else f"{value:g} {rule.unit}".rstrip()
+
+
 def _transition(
     rule: AlertRule,
     before: _Status,
@@ -252,9 +271,10 @@ def _transition(
     peak = max(told.peak, value) if not math.isnan(value) else told.peak
     started = told.started_seconds
     if kind == "resolved":
-        message = f"{rule.resource} is back at {value:.0%} after {max(wall - started, 0):.0f} s (peak {peak:.0%})"
+        lasted = max(wall - started, 0)
+        message = f"{rule.resource} is back at {_shown(value, rule)} after {lasted:.0f} s (peak {_shown(peak, rule)})"
     else:
-        message = f"{rule.resource} at {value:.0%} is {after.severity} (from {level:.0%}, {kind})"
+        message = f"{rule.resource} at {_shown(value, rule)} is {after.severity} (from {_shown(level, rule)}, {kind})"
     return AlertTransition(
         alert_id=told.alert_id,
         rule=rule.name,

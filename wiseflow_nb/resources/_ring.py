@@ -7,6 +7,8 @@ and drops the rows that may have been overwritten meanwhile.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import mmap
 import os
 import struct
@@ -30,24 +32,41 @@ class RingWriter:
     Parameters
     ----------
     path
-        The file; replaced if it exists.
+        The file; begun anew if it exists.
     columns
         Names of the columns, for their number.
     capacity
-        Rows that are kept.
+        Rows that are kept, at least 2.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be made, a full disk included.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "ring")
+    >>> writer = RingWriter(path)
+    >>> writer.append(Sample(time_seconds=1.0))
+    >>> RingReader(path).latest().time_seconds
+    1.0
+    >>> writer.close()
     """
 
     def __init__(self, path: str, columns: Sequence[str] = SAMPLE_COLUMNS, capacity: int = 3600) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        # Not cut to nothing first: a reader that has it mapped would be killed by its next look.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         fd = os.open(path, flags, 0o600)
         try:
-            os.ftruncate(fd, HEADER_BYTES + capacity * len(columns) * 8)
+            _reserve(fd, HEADER_BYTES + capacity * len(columns) * 8)
             self._attach(fd, len(columns), capacity)
         finally:
             os.close(fd)
+        self._map[0:8] = bytes(8)
         self._counter[0] = 0
         # The magic last: a reader that sees it sees a whole header.
-        HEADER.pack_into(self._map, 0, b"\x00" * 8, len(columns), 0, capacity)
+        HEADER.pack_into(self._map, 0, bytes(8), len(columns), 0, capacity)
         self._map[0:8] = MAGIC
 
     @classmethod
@@ -153,12 +172,25 @@ class RingReader:
     def close(self) -> None:
         """Unmap the file."""
         self._counter.release()
-        self._map.close()
+        # A copy under way in another thread still needs the map; it goes with the last user.
+        with contextlib.suppress(BufferError):
+            self._map.close()
 
 
 def _counter(mapped: mmap.mmap) -> memoryview[int]:
     # One store of eight bytes; struct with a byte order writes them one by one, and a reader can see half.
     return memoryview(mapped)[COUNT_AT : COUNT_AT + 8].cast("Q")
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Give the file its size, with its blocks: a store into a hole of a full disk kills the writer."""
+    os.ftruncate(fd, size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+                raise
 
 
 def _layout(header: bytes, path: str) -> tuple[int, int]:
