@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wiseflow_nb.records import SAMPLE_COLUMNS
-from wiseflow_nb.resources._history import decimate, frame, series
+from wiseflow_nb.resources._history import decimate, frame, moment, series
 
 AT = {name: index for index, name in enumerate(SAMPLE_COLUMNS)}
 
@@ -54,3 +57,41 @@ def test_decimation_keeps_the_extremes(values: list[float], most: int) -> None:
     assert reduced[0] == 0
     assert reduced[-1] == times[-1]
     assert (np.diff(reduced) >= 0).all()
+
+
+def test_a_part_of_the_history_keeps_its_first_rate() -> None:
+    part = frame(rows(10), rates=True, since=3, until=datetime(1970, 1, 1, 0, 0, 6, tzinfo=UTC), attrs={"host": "h"})
+    assert list(part.time_seconds) == [3.0, 4.0, 5.0, 6.0]
+    assert (part.disk_read_bytes_per_second == 100.0).all()
+    assert part.attrs["host"] == "h"
+    assert moment("1970-01-01 01:00+01:00", 9.0) == 0.0
+    assert moment(None, 9.0) == 9.0
+
+
+def test_a_counter_that_went_back_has_no_rate() -> None:
+    source = rows(4)
+    source[2:, AT["disk_read_bytes_total"]] = [0.0, 50.0]
+    made = frame(source, rates=True).disk_read_bytes_per_second
+    assert np.isnan(made.iloc[2])
+    assert made.iloc[3] == 50.0
+
+
+def test_nothing_gives_empty_frames_and_series() -> None:
+    empty = np.empty((0, len(SAMPLE_COLUMNS)))
+    assert list(frame(empty).columns) == list(SAMPLE_COLUMNS)
+    times, values = series(empty, ["cpu_utilization_ratio", "disk_read_bytes_per_second"], 0.0, 10)
+    assert len(times) == len(values["cpu_utilization_ratio"]) == len(values["disk_read_bytes_per_second"]) == 0
+    with pytest.raises(KeyError):
+        series(empty, ["no_such_column"], 0.0, 10)
+
+
+def test_a_gap_survives_decimation() -> None:
+    source = rows(1000)
+    source[:, AT["cpu_utilization_ratio"]] = 0.5
+    source[500:, :2] += 600
+    source[500, AT["gap"]] = 1
+    times, values = series(source, ["cpu_utilization_ratio"], 0.0, 100)
+    assert len(times) <= 100
+    at = np.flatnonzero(np.isnan(values["cpu_utilization_ratio"]))
+    assert len(at) == 2
+    assert 450 < times[at[0]] < 1150

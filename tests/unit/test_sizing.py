@@ -55,3 +55,26 @@ def test_a_steady_load_is_not_answered_with_swings() -> None:
             workers, changed_at = target, second
         sizes.append(workers)
     assert len(set(sizes[100:])) == 1
+
+
+@given(st.floats(0.005, 0.6), st.integers(1, 4), st.integers(0, 28), st.integers(0, 60), st.integers(1, 64))
+def test_any_steady_load_settles(load: float, low: int, more: int, pending: int, cores: int) -> None:
+    workers, changed_at, sizes = low, -1e9, []
+    for second in range(400):
+        target = decide_workers(
+            replace(
+                CALM,
+                cpu_limit_cores=float(cores),
+                cpu_utilization_ratio=min(1.0, workers * load),
+                workers=workers,
+                pending=pending,
+                min_workers=low,
+                max_workers=low + more,
+                now_seconds=float(second),
+                last_change_seconds=changed_at,
+            )
+        ).target
+        if target != workers:
+            workers, changed_at = target, float(second)
+        sizes.append(workers)
+    assert len(set(sizes[200:])) == 1

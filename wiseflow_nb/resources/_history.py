@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from wiseflow_nb.records import COUNTER_COLUMNS, SAMPLE_COLUMNS
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+Moment = float | str | datetime
 _AT = {name: index for index, name in enumerate(SAMPLE_COLUMNS)}
 RATES = {name.removesuffix("_total") + "_per_second": name for name in COUNTER_COLUMNS}
 
@@ -27,7 +30,32 @@ def rate(times: np.ndarray, values: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     return result
 
 
-def frame(rows: np.ndarray, *, rates: bool = False, attrs: Mapping[str, Any] | None = None) -> pd.DataFrame:
+def moment(value: Moment | None, default: float) -> float:
+    """Return seconds since the epoch of a number, a text or a date; one without a zone is UTC.
+
+    Examples
+    --------
+    >>> moment("1970-01-01 00:01", 0.0)
+    60.0
+    """
+    if value is None:
+        return default
+    if isinstance(value, (int, float)):
+        return float(value)
+    import pandas as pd
+
+    stamp = pd.Timestamp(value)
+    return float((stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp).timestamp())
+
+
+def frame(
+    rows: np.ndarray,
+    *,
+    rates: bool = False,
+    since: Moment | None = None,
+    until: Moment | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
     """Return samples as a DataFrame with a UTC index named ``time``; always a copy.
 
     Parameters
@@ -36,12 +64,16 @@ def frame(rows: np.ndarray, *, rates: bool = False, attrs: Mapping[str, Any] | N
         Shape (n, columns), float64, in the order of ``SAMPLE_COLUMNS``.
     rates
         Add ``<counter>_per_second`` for each counter.
+    since, until
+        First and last moment, both included: seconds since the epoch, a text or a date (UTC
+        where it names no zone).
     attrs
         Goes to ``DataFrame.attrs``.
     """
     import numpy as np
     import pandas as pd
 
+    rows = rows.reshape(-1, len(SAMPLE_COLUMNS))
     index = pd.to_datetime(rows[:, 0].round(6), unit="s", utc=True)
     result = pd.DataFrame(
         np.array(rows, copy=True), columns=list(SAMPLE_COLUMNS), index=pd.DatetimeIndex(index, name="time")
@@ -50,6 +82,10 @@ def frame(rows: np.ndarray, *, rates: bool = False, attrs: Mapping[str, Any] | N
         monotonic, gaps = rows[:, _AT["monotonic_seconds"]], rows[:, _AT["gap"]]
         added = {name: rate(monotonic, rows[:, _AT[counter]], gaps) for name, counter in RATES.items()}
         result = pd.concat([result, pd.DataFrame(added, index=result.index)], axis=1)
+    if since is not None or until is not None:
+        # After the rates: the first row of the range has its rate from the row before.
+        first, last = moment(since, -math.inf), moment(until, math.inf)
+        result = result[(rows[:, 0] >= first) & (rows[:, 0] <= last)].copy()
     result.attrs.update(attrs or {})
     return result
 

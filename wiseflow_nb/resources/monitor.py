@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from wiseflow_nb.resources._history import Moment
+
 logger = logging.getLogger("wiseflow_nb.alerts")
 AlertCallback = Callable[[AlertTransition], None]
 KEPT_SAMPLES = 3600
@@ -102,6 +104,7 @@ class ResourceMonitor:
     ) -> None:
         self._settings = load_settings() if settings is None else settings
         self._clock = clock
+        self._own_probe = probe is None
         self._probe: SampleSource = (
             Probe(os.getpid() if pid is None else pid, self._settings.disk_path) if probe is None else probe
         )
@@ -113,9 +116,12 @@ class ResourceMonitor:
         self._open: dict[str, AlertView] = {}
         self.bus = EventBus() if bus is None else bus
         self._callbacks: tuple[AlertCallback, ...] = ()
+        self._callbacks_lock = threading.Lock()
         self.after_callbacks: AlertCallback | None = None
         self.callback_failures = 0
         self.dropped_transitions = 0
+        self.sampler_failures = 0
+        self._sampler_fails = False
         self._queue: queue.Queue[AlertTransition | None] = queue.Queue(QUEUE_LIMIT)
         self._wake = threading.Event()
         self._running = False
@@ -137,7 +143,10 @@ class ResourceMonitor:
         return self
 
     def stop(self, timeout: float = 2.0) -> None:
-        """Stop sampling, resolve what fires, deliver what waits; a second call does nothing."""
+        """Stop sampling, resolve what fires, deliver what waits; a second call does nothing.
+
+        Each step waits ``timeout`` seconds at most: a file system or a callback that hangs is left behind.
+        """
         if not self._running:
             return
         self._running = False
@@ -151,8 +160,11 @@ class ResourceMonitor:
             self._queue.put(None, timeout=timeout)
         if self._threads[0] is not threading.current_thread():
             self._threads[0].join(timeout)
-        with self._probe_lock:
+        if self._probe_lock.acquire(timeout=timeout):
             self._probe.close()
+            self._probe_lock.release()
+        else:
+            logger.warning("a reading still hangs at stop; its thread is left behind")
         if self._ring is not None:
             self._ring.close()
             self._ring = None
@@ -203,19 +215,26 @@ class ResourceMonitor:
             rows = np.empty((0, len(SAMPLE_COLUMNS))) if ring is None else ring.read(0)[1]
         return rows[rows[:, 0] >= since_seconds]
 
-    def history(self, *, rates: bool = False) -> pd.DataFrame:
-        """The newest samples as a DataFrame with a UTC index; ``rates`` adds changes per second."""
+    def history(self, *, since: Moment | None = None, until: Moment | None = None, rates: bool = False) -> pd.DataFrame:
+        """The newest samples as a DataFrame with a UTC index; ``rates`` adds changes per second.
+
+        ``since`` and ``until`` are seconds since the epoch, texts or dates (UTC without a zone).
+        """
         from wiseflow_nb.resources._history import frame
 
-        return frame(self.rows(), rates=rates, attrs={"limit_source": self.limits.limit_source})
+        attrs = {"limit_source": self.limits.limit_source}
+        return frame(self.rows(), rates=rates, since=since, until=until, attrs=attrs)
 
     def add_callback(self, callback: AlertCallback) -> None:
         """Call ``callback(transition)`` for every alert transition, on a thread of the monitor's own."""
-        self._callbacks = (*self._callbacks, callback)
+        with self._callbacks_lock:
+            self._callbacks = (*self._callbacks, callback)
 
     def remove_callback(self, callback: AlertCallback) -> None:
         """Stop calling a callback; an unknown one is no error."""
-        self._callbacks = tuple(item for item in self._callbacks if item is not callback)
+        with self._callbacks_lock:
+            # Equality, not identity: each look at a bound method gives a new object.
+            self._callbacks = tuple(item for item in self._callbacks if item != callback)
 
     def deliver(self, transition: AlertTransition) -> None:
         """Take an alert transition: it is logged, published, given to the callbacks, in this order."""
@@ -227,6 +246,8 @@ class ResourceMonitor:
     def apply_settings(self, settings: Settings) -> None:
         """Take new settings, from the next sample on."""
         self._settings = settings
+        if self._own_probe and isinstance(self._probe, Probe):
+            self._probe.disk_path = settings.disk_path
         if self._ring_path is None:
             with self._probe_lock:
                 resolved = self._engine.replace_rules(self._rules(), self._clock.time())
@@ -247,10 +268,11 @@ class ResourceMonitor:
         settings, sample = self._settings, self.latest() or Sample()
         low, high = settings.min_thread_workers, settings.max_thread_workers
         current = workers if workers is not None else (self._last_target or low)
-        limits = self.limits
+        # The recorder looks at the limits again and again; this process' own look may be old.
+        cores = sample.cpu_limit_cores
         decision = decide_workers(
             SizingInput(
-                cpu_limit_cores=limits.cpu_limit_cores,
+                cpu_limit_cores=self.limits.cpu_limit_cores if math.isnan(cores) else cores,
                 cpu_utilization_ratio=sample.cpu_utilization_ratio,
                 memory_utilization_ratio=sample.memory_utilization_ratio,
                 cpu_warning_ratio=settings.warning_ratio("cpu"),
@@ -297,21 +319,37 @@ class ResourceMonitor:
                     self._wake.clear()
                 continue
             measured = now - last
-            with self._probe_lock:
-                sample = self._probe.read(
-                    time_seconds=clock.time(),
-                    monotonic_seconds=now,
-                    interval_seconds=measured,
-                    gap=measured == measured and is_gap(measured, expected),
-                )
-                transitions = self._engine.observe(sample, self._probe.top_processes)
-            self._kept.append(sample)
-            for transition in transitions:
-                self.deliver(transition)
-            for event in self._probe.take_events():
-                self.bus.publish(event)
-            last, expected = now, interval
+            try:
+                self._take(now, measured, measured == measured and is_gap(measured, expected))
+            except Exception as error:  # a user's probe: told once until it works again
+                self.sampler_failures += 1
+                if not self._sampler_fails:
+                    logger.exception("no sample could be taken; trying on")
+                    self._say_failing(error)
+            else:
+                self._sampler_fails = False
+                last, expected = now, interval
             schedule.advance(clock.monotonic())
+
+    def _take(self, now: float, interval: float, gap: bool) -> None:
+        with self._probe_lock:
+            sample = self._probe.read(
+                time_seconds=self._clock.time(), monotonic_seconds=now, interval_seconds=interval, gap=gap
+            )
+            if not self._running:
+                return  # it hung while the monitor stopped; all alerts are resolved by now
+            transitions = self._engine.observe(sample, self._probe.top_processes)
+            events = self._probe.take_events()
+        self._kept.append(sample)
+        for transition in transitions:
+            self.deliver(transition)
+        for event in events:
+            self.bus.publish(event)
+
+    def _say_failing(self, error: Exception) -> None:
+        self._sampler_fails = True
+        message = f"no sample could be taken: {type(error).__name__}: {error}"
+        self.bus.publish(EventRecord(self._clock.time(), "sampler_failed", message))
 
     def _dispatch(self) -> None:
         while (transition := self._queue.get()) is not None:
