@@ -226,6 +226,14 @@ def test_the_plots_follow_the_theme(opened: Any) -> None:
     opened.wait_for_function(f"(before) => ({colour})() !== before", arg=before)
 
 
+def test_without_a_theme_of_the_host_the_readers_scheme_decides(opened: Any) -> None:
+    colour = "() => document.querySelector('[data-testid=chart-cpu] .wf-plot').data[0].line.color"
+    before = opened.evaluate(colour)
+    opened.evaluate("() => { document.body.removeAttribute('data-jp-theme-light'); document.body.className = ''; }")
+    opened.emulate_media(color_scheme="dark")
+    opened.wait_for_function(f"(before) => ({colour})() !== before", arg=before)
+
+
 def test_ten_thousand_tasks_stay_usable(many: Served, new_page: Callable[..., Any]) -> None:
     page = arrive(new_page(), many)
     assert page.locator('[data-testid="task-row"]').count() < 60
