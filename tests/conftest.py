@@ -80,6 +80,11 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The browser's driver keeps a loop running on the main thread, where asyncio.run then refuses.
+    items.sort(key=lambda item: "browser" in item.path.parent.name or item.get_closest_marker("browser") is not None)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     try:
