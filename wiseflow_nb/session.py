@@ -114,7 +114,6 @@ class Session:
                 pid=os.getpid(),
                 title=self._title,
                 identity=identify().to_dict(),
-                disk_path=os.path.abspath(os.path.expanduser(self._settings.disk_path)),
                 settings=self._recorder_settings(),
                 retention_days=self._settings.retention_days,
             ),
@@ -474,6 +473,7 @@ class Session:
             alert_for_seconds=settings.alert_for_seconds,
             alert_keep_seconds=settings.alert_keep_seconds,
             alert_clear_factor=settings.alert_clear_factor,
+            disk_path=os.path.abspath(os.path.expanduser(settings.disk_path)),
             public=settings.public_values() | {"version": wiseflow_version()},
         )
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 SHOWN_ALERTS = 200
 SHOWN_CELLS = 200
+LONGEST_INTERVAL_SECONDS = 3600.0
 
 
 class SessionView(Protocol):
@@ -206,7 +207,10 @@ class _StoredFrames:
             "limit_source": info.limit_source,
             "wiseflow_nb": wiseflow_version(),
         }
-        return frame(self.rows(_seconds(since, -1e18), _seconds(until, 1e18)), rates=rates, attrs=attrs)
+        begin, end = _seconds(since, -1e18), _seconds(until, 1e18)
+        # A rate needs the sample before the range: one interval more, however long it may be.
+        rows = self.rows(begin - LONGEST_INTERVAL_SECONDS, end)
+        return frame(rows, rates=rates, since=begin, until=end, attrs=attrs)
 
     def alert_history(self) -> pd.DataFrame:
         """Every alert transition: one row each, indexed by time."""

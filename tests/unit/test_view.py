@@ -78,6 +78,8 @@ def test_the_verbs(session: Session, view) -> None:
     assert view.resize(1, 3).ok
     assert session.settings.max_thread_workers == 3
     assert not view.resize(5, 3).ok
+    assert view.configure({"disk_path": "/proc"}).ok
+    wait_until(lambda: view.snapshot().sample.filesystem_size_bytes in (0.0,))
     assert not view.acknowledge("nothing").ok
     view.watch(5)
     release.set()
@@ -96,7 +98,9 @@ def test_frames_and_chart_data(session: Session, view) -> None:
     assert len(times) == len(values["cpu_utilization_ratio"]) == len(values["disk_read_bytes_per_second"]) > 2
     assert view.history(rates=True).attrs["limit_source"]
     cut = view.history().index[2]
-    assert view.history(since=cut).index[0] >= cut.floor("us")
+    ranged = view.history(since=cut, rates=True)
+    assert ranged.index[0] >= cut.floor("us")
+    assert ranged.process_cpu_seconds_per_second.notna().all()
     assert [info.session_id for info in view.sessions()] == [session.id]
 
 

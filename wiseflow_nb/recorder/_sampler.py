@@ -82,6 +82,7 @@ class Sampler:
     def configure(self, settings: RecorderSettings) -> None:
         """Take new settings; samples from now on carry their revision."""
         self._settings = settings
+        self._probe.disk_path = settings.disk_path
         with self._engine_lock:
             closed = self._engine.replace_rules(rules_of(settings), self._clock.time())
         for transition in closed:

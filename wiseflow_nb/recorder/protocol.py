@@ -29,6 +29,7 @@ class RecorderSettings:
     alert_for_seconds: float = 5.0
     alert_keep_seconds: float = 15.0
     alert_clear_factor: float = 0.95
+    disk_path: str = "."
     public: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -41,7 +42,6 @@ class RecorderConfig:
     pid: int
     title: str
     identity: Mapping[str, Any]
-    disk_path: str
     settings: RecorderSettings
     retention_days: float = 14.0
     resume: bool = False

@@ -55,7 +55,7 @@ def run(
     resumed = config.resume and ring_path.exists()
     ring = RingWriter.resume(str(ring_path)) if resumed else RingWriter(str(ring_path))
     own = frozenset({os.getpid()}) if config.own_process else frozenset()
-    probe = Probe(config.pid, config.disk_path, exclude_pids=own)
+    probe = Probe(config.pid, config.settings.disk_path, exclude_pids=own)
     link = Link(incoming, outgoing)
     keeper = Keeper(config, writer, link, clock, parent_alive)
     sampler = Sampler(probe, ring, config.settings, clock, keeper.on_sample, keeper.on_alert, keeper.on_event)
