@@ -10,13 +10,14 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
-from wiseflow_nb.config import Settings, load_settings
-from wiseflow_nb.errors import UsageError, WiseflowError
+from wiseflow_nb.config import Settings, canonical_name, is_secret, load_settings
+from wiseflow_nb.context import current_task
+from wiseflow_nb.errors import ConfigurationError, UsageError, WiseflowError
 from wiseflow_nb.events import EventBus
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.recorder.client import RecorderClient
@@ -37,6 +38,7 @@ from wiseflow_nb.records import (
     to_json_dict,
 )
 from wiseflow_nb.resources.monitor import ResourceMonitor
+from wiseflow_nb.store.frames import export_frame
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import RING_NAME, new_session_id, private_directory, sessions_root
 from wiseflow_nb.store.reader import list_sessions, session_directory
@@ -50,6 +52,7 @@ logger = logging.getLogger("wiseflow_nb.session")
 GOVERN_SECONDS = 0.5
 KEPT_ALERTS = 1000
 KEPT_CELLS = 1000
+FIXED_SETTINGS = frozenset({"state_dir", "recorder_enabled", "retention_days"})
 
 
 class Session:
@@ -159,7 +162,14 @@ class Session:
         """Stop the work, then the monitor, then the record; a second call does nothing.
 
         Tasks that still run after ``timeout`` seconds are ABANDONED and read so.
+
+        Raises
+        ------
+        UsageError
+            If it is called inside a task, which would wait for itself; nothing was changed.
         """
+        if current_task() is not None:
+            raise UsageError("a session cannot be closed inside a task; close it outside, or use the shutdown command")
         with self._lock:
             if self._state != "open":
                 self._state = "closed"
@@ -168,15 +178,17 @@ class Session:
         self._wake.set()
         if self._governor is not None and self._governor is not threading.current_thread():
             self._governor.join(timeout)
-        self.tasks.shutdown("now", timeout=timeout)
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        self._put_pool()
-        self.event("session_closed", f"session {self.id} closed: {reason}")
-        self.monitor.stop()
-        self._recorder.stop(reason)
-        self.view.close()
-        atexit.unregister(self._at_exit)
-        _forget(self)
+        # Whatever one step raises, those after it (read from the bottom up) still happen.
+        with contextlib.ExitStack() as steps:
+            steps.callback(_forget, self)
+            steps.callback(atexit.unregister, self._at_exit)
+            steps.callback(self.view.close)
+            steps.callback(self._recorder.stop, reason)
+            steps.callback(self.monitor.stop)
+            steps.callback(self.event, "session_closed", f"session {self.id} closed: {reason}")
+            steps.callback(self._put_pool)
+            steps.callback(self.pool.shutdown, wait=False, cancel_futures=True)
+            steps.callback(self.tasks.shutdown, "now", timeout=timeout)
 
     def __enter__(self) -> Session:
         return self.start()
@@ -273,6 +285,13 @@ class Session:
         >>> session.configure(cpu_threshold=80).cpu_threshold  # doctest: +SKIP
         80.0
         """
+        return self._configure(changes, source)
+
+    def _configure(self, changes: Mapping[str, Any], source: str) -> Settings:
+        fixed = sorted({canonical_name(name, source) for name in changes} & FIXED_SETTINGS)
+        if fixed:
+            names = ", ".join(name.upper() for name in fixed)
+            raise ConfigurationError(f"{names} cannot change while a session runs; set it before the session starts")
         with self._lock:
             settings = self._settings.replaced(changes, source)
             self._settings = settings
@@ -281,7 +300,8 @@ class Session:
             self.pool.set_bounds(settings.min_thread_workers, settings.max_thread_workers)
             self.tasks.set_max_concurrent(settings.max_concurrent_tasks)
             self._recorder.configure(self._recorder_settings())
-        shown = ", ".join(f"{name.upper()}={value}" for name, value in changes.items())
+        keys = [canonical_name(name) for name in changes]
+        shown = ", ".join(f"{key.upper()}={'(hidden)' if is_secret(key) else getattr(settings, key)}" for key in keys)
         self.event("configured", f"{shown} (by {source})", revision=self._revision, source=source)
         return settings
 
@@ -378,7 +398,7 @@ class Session:
             return CommandResult(False, "the session has ended: it takes no commands any more")
         try:
             return self._perform(verb, arguments, who)
-        except (WiseflowError, ValueError, KeyError) as error:
+        except (WiseflowError, ValueError, TypeError, KeyError) as error:
             return CommandResult(False, str(error))
 
     def _perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
@@ -407,11 +427,12 @@ class Session:
                 result = CommandResult(True, "resumed")
             case "resize":
                 low, high = int(arguments["min_workers"]), int(arguments["max_workers"])
-                self.configure(source=who, min_thread_workers=low, max_thread_workers=high)
+                self._configure({"min_thread_workers": low, "max_thread_workers": high}, who)
                 result = CommandResult(True, f"the pool has {low} to {high} workers")
             case "configure":
-                changed = self.configure(source=who, **arguments["changes"])
-                names = ", ".join(f"{name.upper()}={getattr(changed, name.lower())}" for name in arguments["changes"])
+                changed = self._configure(arguments["changes"], who)
+                keys = [canonical_name(name) for name in arguments["changes"]]
+                names = ", ".join(f"{key.upper()}={getattr(changed, key)}" for key in keys if not is_secret(key))
                 result = CommandResult(True, f"set {names}")
             case "shutdown":
                 mode = str(arguments["mode"])
@@ -527,25 +548,6 @@ class Session:
             self.event(
                 "idle_shutdown_soon", f"idle: the workers are stopped in {max(left, 0.0):.0f} s unless work comes"
             )
-
-
-def export_frame(frame: pd.DataFrame, path: Path) -> Path:
-    """Write a DataFrame as Parquet or CSV, by the path's suffix; return the path."""
-    from wiseflow_nb.errors import MissingExtraError
-
-    if path.suffix == ".csv":
-        frame.to_csv(path)
-    elif path.suffix == ".parquet":
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError:
-            raise MissingExtraError(
-                'Parquet needs pyarrow: pip install "wiseflow-nb[parquet]", or export to .csv'
-            ) from None
-        frame.to_parquet(path)
-    else:
-        raise UsageError(f"cannot export to {str(path)!r}: the name must end in .parquet or .csv")
-    return path
 
 
 _current: Session | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from wiseflow_nb.config import load_settings
+from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import SessionState
 from wiseflow_nb.session import Session, open_session, sessions
 from wiseflow_nb.view import StoreView
@@ -220,3 +222,47 @@ def test_no_sample_is_lost_while_the_kernel_is_busy(kind: str, capsys: pytest.Ca
     count, late, bare_late = best
     assert count >= 49
     assert late <= bare_late + 0.005
+
+
+@pytest.mark.parametrize(
+    ("who", "verb", "arguments"),
+    [
+        ("'me'", "'watch'", '\'{"seconds": 1' + "0" * 400 + "}'"),
+        ("'me'", "'pause'", "'" + "[" * 60_000 + "'"),
+        ("X'00FF'", "'pause'", "'{'"),
+        ("CAST(X'FFFE' AS TEXT)", "'nothing'", "'{}'"),
+        ("'me'", "'cancel'", "CAST(X'7BFF7D' AS TEXT)"),
+        ("'me'", "'configure'", '\'{"changes": {"source": 1, "self": 2}}\''),
+        ("7", "8", "9"),
+        ("'me'", "'cancel'", "'{\"task_id\": {}}'"),
+    ],
+)
+def test_a_hostile_row_is_refused_and_the_next_command_works(who: str, verb: str, arguments: str) -> None:
+    with Session(title="besieged") as session:
+        connection = sqlite3.connect(session.directory / "session.sqlite", isolation_level=None)
+        connection.execute(
+            f"INSERT INTO commands (created_seconds, who, verb, arguments) VALUES (?, {who}, {verb}, {arguments})",
+            (time.time(),),
+        )
+        wait_until(lambda: connection.execute("SELECT ok FROM commands WHERE status = 'done'").fetchall() == [(0,)])
+        connection.close()
+        view = StoreView(session.directory)
+        assert view.pause().ok
+        assert view.resume().ok
+        assert session.recorder.restarts == 0
+        view.close()
+
+
+def test_a_session_is_not_closed_inside_its_own_task() -> None:
+    with Session(title="inside") as session, pytest.raises(UsageError, match="inside a task"):
+        session.tasks.submit(session.close).result(timeout=10)
+    assert StoreView(session.directory).info.state is SessionState.ENDED
+
+
+def test_a_session_ends_though_its_recorder_does_not_answer() -> None:
+    session = Session(title="stopped recorder").start()
+    os.kill(session.recorder.pid, signal.SIGSTOP)
+    session.close()
+    view = StoreView(session.directory)
+    assert view.info.state is SessionState.ENDED
+    view.close()

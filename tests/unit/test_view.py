@@ -78,6 +78,10 @@ def test_the_verbs(session: Session, view) -> None:
     assert view.resize(1, 3).ok
     assert session.settings.max_thread_workers == 3
     assert not view.resize(5, 3).ok
+    assert not view.configure({"source": "x"}).ok
+    assert not view.configure({"self": 1}).ok
+    assert not view.configure({"state_dir": "/elsewhere"}).ok
+    assert not view.silence("nothing", 10**400).ok
     assert view.configure({"disk_path": "/proc"}).ok
     wait_until(lambda: view.snapshot().sample.filesystem_size_bytes in (0.0,))
     assert not view.acknowledge("nothing").ok

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 
 import psutil
 
+from wiseflow_nb.errors import WiseflowError
 from wiseflow_nb.recorder.protocol import config_from, decode
 from wiseflow_nb.recorder.run import run
 
@@ -32,7 +34,11 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
+    try:
+        code = main()
+    except WiseflowError:
+        traceback.print_exc()
+        code = 1
     sys.stderr.flush()
     # The reading thread may still block in a pipe that a forked child of the kernel holds open.
     os._exit(code)

@@ -238,8 +238,9 @@ class Keeper:
             return
         try:
             arguments = validate(str(verb), json.loads(text))
-        except (UsageError, ValueError) as error:
-            self._answer(number, False, f"refused: {error}")
+        except (UsageError, ValueError, TypeError, RecursionError) as error:
+            # Anybody who can write the file can write anything: a row is refused, never fatal.
+            self._answer(number, False, f"refused: {str(error)[:500]}")
             return
         if verb in ("watch", "acknowledge", "silence"):
             self._answer(number, *self._own_verb(verb, arguments))

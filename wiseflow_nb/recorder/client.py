@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import select
+import sqlite3
 import subprocess
 import sys
 import sysconfig
@@ -26,7 +27,8 @@ from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.errors import RecorderError, WiseflowError
 from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings, decode, encode
 from wiseflow_nb.records import AlertTransition, CommandResult, EventRecord, from_json_dict, to_json_dict
-from wiseflow_nb.store.paths import LOG_NAME
+from wiseflow_nb.store.paths import DATABASE_NAME, LOG_NAME
+from wiseflow_nb.store.writer import StoreWriter
 
 logger = logging.getLogger("wiseflow_nb.recorder")
 PENDING_LIMIT_BYTES = 8 * 1024 * 1024
@@ -35,6 +37,7 @@ COALESCE_SECONDS = 0.05
 #: A start that must be on record before user code runs is written through, unless this was just done.
 WRITE_THROUGH_SECONDS = 0.001
 READY_SECONDS = 15.0
+MOST_RESTARTS = 3
 _KEYED = {"task": "task_id", "cell": "cell_id", "meta": "key"}
 
 CommandHandler = Callable[[str, dict[str, Any], str], CommandResult]
@@ -244,15 +247,27 @@ class RecorderClient:
         self._close_pipe()
         if self._process is not None:
             try:
-                self._process.wait(timeout)
+                self._process.wait(timeout if in_order else 0.5)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        if not in_order:
+            self._mark_end(reason)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout)
         _clients.discard(self)
         return in_order
+
+    def _mark_end(self, reason: str) -> None:
+        """Write the end mark in the place of a recorder that could not."""
+        try:
+            writer = StoreWriter(Path(self._config.directory) / DATABASE_NAME)
+            writer.meta("ended_seconds", self._clock.time())
+            writer.meta("end_reason", f"{reason} (the recorder did not answer)")
+            writer.close()
+        except (WiseflowError, sqlite3.Error) as error:
+            logger.warning("the session's end could not be recorded: %s", error)
 
     # Starting, hearing, restarting.
 
@@ -359,12 +374,17 @@ class RecorderClient:
                 except RecorderError:
                     logger.warning("a line from the recorder was not understood")
                     continue
+                if message["t"] == "ended" and not self._stopping:
+                    break  # it took this process for gone: another one goes on
                 if message["t"] == "ended":
                     self._ended.set()
                     with self._answered:
                         self._answered.notify_all()
                     return
-                self._hear_one(message)
+                try:
+                    self._hear_one(message)
+                except (WiseflowError, ValueError, TypeError, KeyError):
+                    logger.exception("a message from the recorder was not understood")
         if not self._stopping and not self._ended.is_set() and self._ready.is_set() and process is self._process:
             self._restart()
 
@@ -396,6 +416,9 @@ class RecorderClient:
 
     def _restart(self) -> None:
         self.restarts += 1
+        if self.restarts > MOST_RESTARTS:
+            self._notice("recorder_failed", "nothing is recorded any more: the recorder ended again and again")
+            return
         self._close_pipe()
         if self._process is not None:
             self._process.wait()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
-from wiseflow_nb.errors import StoreError
+from wiseflow_nb.errors import RecorderError, StoreError
 from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.recorder._link import Link
 from wiseflow_nb.recorder._sampler import Sampler
@@ -66,37 +66,47 @@ def run(
     outcome: list[bool] = []
 
     def keep() -> None:
-        in_order = False
+        vanished = False
         try:
-            in_order = keeper.run()
+            outcome.append(keeper.run())
+            vanished = not outcome[0]
         finally:
-            outcome.append(in_order)
-            if in_order:
-                sampler.stop()
-            else:
+            if vanished:
                 sampler.last_words()
+            else:
+                sampler.stop()
 
     thread = threading.Thread(target=keep, name="wiseflow-recorder-keep", daemon=True)
     thread.start()
     # Off the sampling thread: it opens every old session's file.
     threading.Thread(target=_prune, args=(directory.parent, config), name="wiseflow-prune", daemon=True).start()
+    sampled = False
     try:
         sampler.run()
+        sampled = True
     finally:
+        if not sampled:
+            link.inbox.put(None)
         thread.join(10.0)
-        in_order = bool(outcome and outcome[0])
-        keeper.finish(crashed=not in_order)
-        link.send({"t": "ended"})
+        if sampled and outcome:
+            keeper.finish(crashed=not outcome[0])
+            link.send({"t": "ended"})
+        # Else this recorder failed, not the kernel: no end mark, so that another one goes on.
         link.close()
         probe.close()
         ring.close()
         writer.close()
-    return in_order
+    if not outcome:
+        raise RecorderError("the recorder's writing thread ended with an error")
+    return outcome[0]
 
 
 def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, clock: Clock) -> None:
     try:
-        if not config.resume:
+        if config.resume:
+            writer.meta("ended_seconds", None)
+            writer.meta("crashed", False)
+        else:
             writer.meta("started_seconds", clock.time())
         writer.meta("session_id", config.session_id)
         writer.meta("title", config.title)

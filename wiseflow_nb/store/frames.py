@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wiseflow_nb.errors import MissingExtraError, UsageError
 from wiseflow_nb.records import AlertTransition, CellRecord, EventRecord, TaskRecord
 
 if TYPE_CHECKING:
@@ -57,3 +59,20 @@ def cell_frame(records: Iterable[CellRecord]) -> pd.DataFrame:
 def event_frame(records: Iterable[EventRecord]) -> pd.DataFrame:
     """One row an event, indexed by ``time``."""
     return _frame(EventRecord, records, "time")
+
+
+def export_frame(frame: pd.DataFrame, path: Path) -> Path:
+    """Write a DataFrame as Parquet or CSV, by the path's suffix; return the path."""
+    if path.suffix == ".csv":
+        frame.to_csv(path)
+    elif path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise MissingExtraError(
+                'Parquet needs pyarrow: pip install "wiseflow-nb[parquet]", or export to .csv'
+            ) from None
+        frame.to_parquet(path)
+    else:
+        raise UsageError(f"cannot export to {str(path)!r}: the name must end in .parquet or .csv")
+    return path

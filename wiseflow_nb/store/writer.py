@@ -184,10 +184,12 @@ class StoreWriter:
 
     def new_commands(self) -> list[tuple[int, float, str, str, str]]:
         """Return (id, created, who, verb, arguments) of the commands nobody took yet."""
-        return self._db.execute(
-            "SELECT id, created_seconds, who, verb, substr(arguments, 1, 70000) FROM commands "
-            "WHERE status = 'new' ORDER BY id LIMIT 100"
+        # As bytes: whoever can write the table can also write text that is none.
+        rows = self._db.execute(
+            "SELECT id, created_seconds, CAST(who AS BLOB), CAST(verb AS BLOB), "
+            "CAST(substr(arguments, 1, 70000) AS BLOB) FROM commands WHERE status = 'new' ORDER BY id LIMIT 100"
         ).fetchall()
+        return [(row[0], row[1], *(bytes(item or b"").decode("utf-8", "replace") for item in row[2:])) for row in rows]
 
     def take_command(self, number: int) -> None:
         """Mark a command as taken, so that its sender cannot withdraw it any more."""
