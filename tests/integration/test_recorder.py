@@ -17,6 +17,7 @@ import pytest
 
 from wiseflow_nb.config import load_settings
 from wiseflow_nb.errors import UsageError
+from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.records import SessionState
 from wiseflow_nb.session import Session, open_session, sessions
 from wiseflow_nb.view import StoreView
@@ -266,3 +267,29 @@ def test_a_session_ends_though_its_recorder_does_not_answer() -> None:
     view = StoreView(session.directory)
     assert view.info.state is SessionState.ENDED
     view.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_recorder_that_fails_is_replaced_and_the_session_is_not_called_crashed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed = []
+    healthy = Keeper._handle
+
+    def handle(self: Keeper, message: dict) -> None:
+        if message["t"] == "batch" and not failed:
+            failed.append(message)
+            raise RuntimeError("a defect of the recorder's own")
+        healthy(self, message)
+
+    monkeypatch.setattr(Keeper, "_handle", handle)
+    with Session(title="replaced", recorder_enabled=False) as session:
+        task = session.tasks.submit(int)
+        assert task.result(timeout=10) == 0
+        wait_until(lambda: session.recorder.restarts == 1)
+        wait_until(lambda: session.sync(5))
+        view = StoreView(session.directory)
+        wait_until(lambda: view.task_history().state.tolist() == ["completed"])
+        assert view.info.state is SessionState.LIVE
+        assert view.pause().ok
+        view.close()
