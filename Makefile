@@ -8,11 +8,12 @@ ARGS ?=
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v "$$name"; break; }; done)
 
-.PHONY: dashboard test lint types clean help
+.PHONY: dashboard test bench lint types clean help
 
 help:
 	@echo "make dashboard   install into $(VENV) and serve the dashboard (ARGS=--port=5001 for another port)"
 	@echo "make test        run the tests"
+	@echo "make bench       run the benchmarks against their peers (ARGS=pool for one of them)"
 	@echo "make lint        check style; make types: check types; make clean: remove $(VENV)"
 
 dashboard: $(VENV)/.stamp-run
@@ -20,6 +21,9 @@ dashboard: $(VENV)/.stamp-run
 
 test: $(VENV)/.stamp-test
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.stamp-bench
+	@$(BIN)/python -m tests.benchmarks --check $(ARGS)
 
 lint: $(VENV)/.stamp-test
 	@$(BIN)/python -m ruff check .
@@ -46,6 +50,11 @@ $(VENV)/.stamp-run: $(VENV)/.stamp-python pyproject.toml
 $(VENV)/.stamp-test: $(VENV)/.stamp-run pyproject.toml
 	@echo "installing the test tools into $(VENV) (once)"
 	@$(PIP) install -e ".[test]"
+	@touch $@
+
+$(VENV)/.stamp-bench: $(VENV)/.stamp-test pyproject.toml
+	@echo "installing the peers of the benchmarks into $(VENV) (once)"
+	@$(PIP) install -e ".[bench]"
 	@touch $@
 
 clean:
