@@ -18,10 +18,10 @@ FLOORS: dict[int, set[str]] = {
     6: {"__init__", "__main__", "cli", "notebook"},
     5: {"dashboard"},
     4: {"session"},
-    3: {"recorder", "tasks", "text", "view"},
+    3: {"governor", "recorder", "tasks", "text", "view"},
     2: {"pool", "resources", "store"},
-    1: {"config", "context", "events", "sizing"},
-    0: {"clock", "errors", "futures", "records"},
+    1: {"config", "context", "events", "frames", "sizing"},
+    0: {"clock", "errors", "futures", "quantities", "records"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 #: Fakes for users' tests: they stand on floors 0-2, and no module of the package may lean on them.

@@ -279,8 +279,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _limit_rows() -> list[tuple[str, str, str]]:
+    from wiseflow_nb.quantities import size
     from wiseflow_nb.resources import ResourceMonitor
-    from wiseflow_nb.text import size
 
     limits = ResourceMonitor().limits
     try:

@@ -81,7 +81,37 @@ class Settings(BaseModel):
     alert_clear_factor: float = Field(
         default=0.95, gt=0, le=1, description="it clears below the level x this", json_schema_extra={"unit": "x"}
     )
-    disk_path: str = Field(default=".", min_length=1, description="the path whose file system is watched")
+    alert_repeat_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=86_400,
+        description="while it fires, an alert is told again so often (0: never)",
+        json_schema_extra={"unit": "s"},
+    )
+    memory_full_within: float = Field(
+        default=600.0,
+        ge=0,
+        le=86_400,
+        description="warn when memory is full in less than this at its present rate (0: never)",
+        json_schema_extra={"unit": "s"},
+    )
+    disk_full_within: float = Field(
+        default=3600.0,
+        ge=0,
+        le=604_800,
+        description="warn when the disk is full in less than this at its present rate (0: never)",
+        json_schema_extra={"unit": "s"},
+    )
+    audit_interval: float = Field(
+        default=60.0,
+        ge=0,
+        le=86_400,
+        description="between looks for what leaks (0: never)",
+        json_schema_extra={"unit": "s"},
+    )
+    disk_path: str = Field(
+        default=".", min_length=1, description="the path, or paths joined as in PATH, whose file system is watched"
+    )
     max_thread_workers: int = Field(default=8, ge=1, le=1024, description="most workers of the pool")
     min_thread_workers: int = Field(default=2, ge=1, le=1024, description="least workers of the pool")
     max_concurrent_tasks: int = Field(default=4, ge=1, le=4096, description="tasks that run at once")

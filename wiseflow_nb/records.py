@@ -182,10 +182,11 @@ class Severity(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AlertTransition:
-    """One move of one alert. ``kind`` is what people are told: fired, escalated, de-escalated, resolved.
+    """One move of one alert. ``kind`` is what people are told: fired, escalated, de-escalated, repeated, resolved.
 
     ``alert_id`` stays the same from fired to resolved. ``value``, ``threshold`` and ``peak`` are in
-    the unit of the rule's column. ``top_processes`` are (pid, name, rss bytes, cpu seconds).
+    the unit of the rule's column; the peak is the worst value so far. ``top_processes`` are (pid,
+    name, rss bytes, cpu seconds). A silenced transition is recorded; nobody is called.
     """
 
     alert_id: str
@@ -202,6 +203,7 @@ class AlertTransition:
     time_seconds: float
     message: str
     top_processes: tuple[tuple[int, str, float, float], ...] = ()
+    silenced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +340,28 @@ class AlertView:
     resolved_seconds: float
     message: str
     acknowledged: bool = False
+
+
+def alert_view(item: AlertTransition, before: AlertView | None = None, *, acknowledged: bool = False) -> AlertView:
+    """Return the alert as it stands after a transition; ``before`` is how it stood.
+
+    A resolved alert keeps the severity that it had.
+    """
+    resolved = item.kind == "resolved"
+    return AlertView(
+        alert_id=item.alert_id,
+        rule=item.rule,
+        resource=item.resource,
+        severity=before.severity if resolved and before is not None else item.severity,
+        state=item.to_state,
+        value=item.value,
+        threshold=item.threshold,
+        peak=item.peak,
+        started_seconds=item.started_seconds,
+        resolved_seconds=item.time_seconds if resolved else NAN,
+        message=item.message,
+        acknowledged=acknowledged,
+    )
 
 
 @dataclass(frozen=True, slots=True)

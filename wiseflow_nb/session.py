@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import collections
 import contextlib
+import functools
 import json
 import logging
 import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ from wiseflow_nb.config import Settings, canonical_name, is_secret, load_setting
 from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import ConfigurationError, UsageError, WiseflowError
 from wiseflow_nb.events import EventBus
+from wiseflow_nb.frames import export_frame
+from wiseflow_nb.governor import Governor
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.recorder.client import RecorderClient
 from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings
@@ -38,7 +42,6 @@ from wiseflow_nb.records import (
     to_json_dict,
 )
 from wiseflow_nb.resources.monitor import ResourceMonitor
-from wiseflow_nb.store.frames import export_frame
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import RING_NAME, new_session_id, private_directory, sessions_root
 from wiseflow_nb.store.reader import list_sessions, session_directory
@@ -49,8 +52,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger("wiseflow_nb.session")
-GOVERN_SECONDS = 0.5
-KEPT_ALERTS = 1000
 KEPT_CELLS = 1000
 FIXED_SETTINGS = frozenset({"state_dir", "recorder_enabled", "retention_days"})
 
@@ -95,19 +96,15 @@ class Session:
         self.id = new_session_id(self._started_seconds)
         self._root, self._root_note = sessions_root(self._settings.state_dir)
         self.directory = self._root / self.id
-        self._alerts: collections.deque[AlertTransition] = collections.deque(maxlen=KEPT_ALERTS)
         self._acknowledged: set[str] = set()
         self._cells: collections.OrderedDict[str, CellRecord] = collections.OrderedDict()
         self._running_cells: set[str] = set()
-        self._wake = threading.Event()
-        self._governor: threading.Thread | None = None
-        self._last_pool: PoolStatus | None = None
-        self._idle_since = clock.monotonic()
-        self._idle_announced = False
         self.monitor = ResourceMonitor(
             self._settings, clock=clock, ring_path=str(self.directory / RING_NAME), bus=self.bus
         )
         self.monitor.after_callbacks = self._after_alert
+        self.monitor.on_own_alert = functools.partial(self._put, "alert")
+        self.monitor.on_rules_change = self._rules_changed
         self.pool = ThreadPoolManager(settings=self._settings, clock=clock)
         self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed)
         self._recorder = RecorderClient(
@@ -125,6 +122,17 @@ class Session:
             on_command=self._command,
             in_process=not self._settings.recorder_enabled,
             clock=clock,
+        )
+        self._governor = Governor(
+            monitor=self.monitor,
+            pool=self.pool,
+            tasks=self.tasks,
+            clock=clock,
+            settings=lambda: self._settings,
+            cells_running=lambda: bool(self._running_cells),
+            tell_busy=self._recorder.set_busy,
+            tell_pool=lambda status: self._recorder.put_meta("pool", json.dumps(to_json_dict(status))),
+            event=self.event,
         )
         self.view = LocalView(self)
 
@@ -149,7 +157,6 @@ class Session:
             self._recorder.start()
             self.monitor.start()
             self._state = "open"
-            self._governor = threading.Thread(target=self._govern, name="wiseflow-govern", daemon=True)
             self._governor.start()
             atexit.register(self._at_exit)
         self.event("session_started", f"session {self.id} started", recorder=self._recorder.mode)
@@ -175,9 +182,7 @@ class Session:
                 self._state = "closed"
                 return
             self._state = "closed"
-        self._wake.set()
-        if self._governor is not None and self._governor is not threading.current_thread():
-            self._governor.join(timeout)
+        self._governor.stop(timeout)
         # Whatever one step raises, those after it (read from the bottom up) still happen.
         with contextlib.ExitStack() as steps:
             steps.callback(_forget, self)
@@ -186,7 +191,7 @@ class Session:
             steps.callback(self._recorder.stop, reason)
             steps.callback(self.monitor.stop)
             steps.callback(self.event, "session_closed", f"session {self.id} closed: {reason}")
-            steps.callback(self._put_pool)
+            steps.callback(self._governor.tell_pool)
             steps.callback(self.pool.shutdown, wait=False, cancel_futures=True)
             steps.callback(self.tasks.shutdown, "now", timeout=timeout)
 
@@ -249,6 +254,17 @@ class Session:
     def events(self) -> pd.DataFrame:
         """The events: one row each, indexed by time."""
         return self.view.events()
+
+    def audit(self) -> pd.DataFrame:
+        """Look now for what leaks: one row a finding (kind, subject, message, value); none is good news.
+
+        Cleanup handlers that failed or never ran, threads that were asked to stop and did not, more
+        workers than allowed, processes left behind, descriptors and memory that only rise. The same
+        look is made every ``AUDIT_INTERVAL`` in the background, and each new finding is an event.
+        """
+        from wiseflow_nb.frames import finding_frame
+
+        return finding_frame(self._governor.audit())
 
     def plot(self, **options: Any) -> Any:
         """The history as a themed ``plotly.graph_objects.Figure``; ``options`` go to ``history``."""
@@ -322,7 +338,7 @@ class Session:
         """Record how a cell ended."""
         self._running_cells.discard(cell.cell_id)
         self._keep_cell(cell)
-        self._idle_since = self._clock.monotonic()
+        self._governor.not_idle()
 
     def _keep_cell(self, cell: CellRecord) -> None:
         with self._lock:
@@ -367,7 +383,7 @@ class Session:
 
     def alert_transitions(self) -> Sequence[AlertTransition]:
         """The newest alert transitions, oldest first."""
-        return list(self._alerts)
+        return self.monitor.transitions()
 
     def acknowledged(self) -> frozenset[str]:
         """The alerts that somebody has seen."""
@@ -402,7 +418,10 @@ class Session:
             return CommandResult(False, str(error))
 
     def _perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
-        if verb in ("watch", "acknowledge", "silence"):
+        if verb in ("acknowledge", "silence"):
+            result = self._alert_verb(verb, arguments)
+            return result if result.ok else self._recorder.request(verb, arguments)
+        if verb == "watch":
             return self._recorder.request(verb, arguments)
         task_id = str(arguments.get("task_id", ""))
         if task_id and self.tasks.get(task_id) is None:
@@ -451,11 +470,30 @@ class Session:
             self._recorder.put_meta("paused", json.dumps(self.tasks.paused))
         if verb != "configure":
             self.event("command", f"{verb}: {result.message} (by {who})", verb=verb, ok=result.ok, who=who)
-        self._idle_since = self._clock.monotonic()
+        self._governor.not_idle()
         return result
 
     def _command(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
+        if verb in ("acknowledge", "silence"):
+            # The recorder knows no such alert: it is one of a rule that is judged here, or none.
+            return self._alert_verb(verb, arguments)
         return self.perform(verb, arguments, who)
+
+    def _alert_verb(self, verb: str, arguments: dict[str, Any]) -> CommandResult:
+        alert_id = str(arguments["alert_id"])
+        mark: dict[str, Any] = {"alert_id": alert_id, "acknowledged": 0, "silenced_until": 0.0}
+        if verb == "acknowledge":
+            if not self.monitor.acknowledge(alert_id):
+                return CommandResult(False, f"no open alert {alert_id!r}")
+            self._acknowledged.add(alert_id)
+            self._recorder.put("mark", mark | {"acknowledged": 1})
+            self.event("acknowledged", f"alert {alert_id} was acknowledged", alert_id=alert_id)
+            return CommandResult(True, "acknowledged")
+        seconds = float(arguments["seconds"])
+        if not self.monitor.silence(alert_id, seconds):
+            return CommandResult(False, f"no open alert {alert_id!r}")
+        self._recorder.put("mark", mark | {"silenced_until": self._clock.time() + seconds})
+        return CommandResult(True, f"silenced for {seconds:g} s")
 
     # What the parts tell.
 
@@ -467,12 +505,18 @@ class Session:
         if transition.to_state is TaskState.RUNNING:
             self._recorder.set_busy(True)
             self._recorder.write_through()
-        if not self._wake.is_set():
-            self._wake.set()
+        self._governor.wake()
 
     def _alert(self, transition: AlertTransition) -> None:
-        self._alerts.append(transition)
         self.monitor.deliver(transition)
+
+    def _put(self, table: str, record: Any) -> None:
+        self._recorder.put(table, record)
+
+    def _rules_changed(self) -> None:
+        with self._lock:
+            self._revision += 1
+            self._recorder.configure(self._recorder_settings())
 
     def _recorder_event(self, event: EventRecord) -> None:
         if event.kind == "acknowledged":
@@ -481,73 +525,17 @@ class Session:
 
     def _after_alert(self, transition: AlertTransition) -> None:
         if transition.resource in ("cpu", "memory"):
-            self._size_pool()
+            self._governor.size_pool()
 
     def _recorder_settings(self) -> RecorderSettings:
         settings = self._settings
-        return RecorderSettings(
-            revision=self._revision,
-            idle_interval=settings.resource_check_interval,
-            busy_interval=settings.busy_check_interval,
-            interval_is_explicit=settings.source("resource_check_interval") != "default",
-            thresholds=settings.thresholds(),
-            alert_for_seconds=settings.alert_for_seconds,
-            alert_keep_seconds=settings.alert_keep_seconds,
-            alert_clear_factor=settings.alert_clear_factor,
-            disk_path=os.path.abspath(os.path.expanduser(settings.disk_path)),
-            public=settings.public_values() | {"version": wiseflow_version()},
-        )
+        plan = replace(self.monitor.plan(self._revision), disk_path=absolute_paths(settings.disk_path))
+        return RecorderSettings(plan, settings.public_values() | {"version": wiseflow_version()})
 
-    # The governor: sizes the pool, tells the recorder whether work runs, watches for idleness.
 
-    def _govern(self) -> None:
-        while self._state == "open":
-            if self._clock.wait(self._wake, GOVERN_SECONDS if self._is_busy() else GOVERN_SECONDS * 4):
-                self._wake.clear()
-            if self._state != "open":
-                return
-            self._recorder.set_busy(self._is_busy())
-            self._size_pool()
-            self._put_pool()
-            self._look_idle()
-            # Coalesce: a burst of transitions is one look.
-            self._clock.wait(threading.Event(), 0.1)
-
-    def _is_busy(self) -> bool:
-        return bool(self._running_cells) or self.pool.pending > 0 or self._unfinished() > 0
-
-    def _unfinished(self) -> int:
-        return sum(count for name, count in self.tasks.counts().items() if not TaskState(name).terminal)
-
-    def _size_pool(self) -> None:
-        decision = self.monitor.calculate_optimal_thread_count(
-            pending=self.tasks.pending_thread_tasks + self.pool.pending, workers=self.pool.status().target
-        )
-        self.pool.resize(decision.target, decision.reason)
-
-    def _put_pool(self) -> None:
-        status = self.pool.status()
-        if status != self._last_pool:
-            self._last_pool = status
-            self._recorder.put_meta("pool", json.dumps(to_json_dict(status)))
-
-    def _look_idle(self) -> None:
-        settings, now = self._settings, self._clock.monotonic()
-        if self._is_busy() or not settings.auto_shutdown_enabled:
-            self._idle_since, self._idle_announced = now, False
-            return
-        left = self._idle_since + settings.auto_shutdown_idle_time - now
-        if left <= 0 and self._idle_announced:
-            self.event("idle_shutdown", "idle: the workers were stopped")
-            self.pool.shutdown(wait=False)
-            self.tasks.shutdown("drain", timeout=0.0)
-            self._idle_announced = False
-            self._idle_since = now
-        elif left <= settings.auto_shutdown_check_interval and not self._idle_announced:
-            self._idle_announced = True
-            self.event(
-                "idle_shutdown_soon", f"idle: the workers are stopped in {max(left, 0.0):.0f} s unless work comes"
-            )
+def absolute_paths(text: str) -> str:
+    """Paths joined as in PATH, made absolute: the recorder's working directory is another."""
+    return os.pathsep.join(os.path.abspath(os.path.expanduser(part)) for part in text.split(os.pathsep) if part)
 
 
 _current: Session | None = None

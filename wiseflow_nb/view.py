@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
+from wiseflow_nb.frames import alert_frame, cell_frame, event_frame, task_frame
 from wiseflow_nb.records import (
-    NAN,
     SAMPLE_COLUMNS,
     AlertTransition,
     AlertView,
@@ -33,11 +33,11 @@ from wiseflow_nb.records import (
     Snapshot,
     TaskRecord,
     TaskState,
+    alert_view,
     from_json_dict,
 )
 from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.store.commands import send, validate
-from wiseflow_nb.store.frames import alert_frame, cell_frame, event_frame, task_frame
 from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME, sessions_root
 from wiseflow_nb.store.reader import StoreReader, after_the_end, info_from_meta, list_sessions, session_directory
 
@@ -429,22 +429,7 @@ def alert_views(transitions: Iterable[AlertTransition], acknowledged: frozenset[
     """Fold transitions (oldest first) into one row an alert: open ones first, newest first."""
     views: dict[str, AlertView] = {}
     for item in transitions:
-        resolved = item.kind == "resolved"
-        before = views.get(item.alert_id)
-        views[item.alert_id] = AlertView(
-            alert_id=item.alert_id,
-            rule=item.rule,
-            resource=item.resource,
-            severity=before.severity if resolved and before is not None else item.severity,
-            state=item.to_state,
-            value=item.value,
-            threshold=item.threshold,
-            peak=item.peak,
-            started_seconds=item.started_seconds,
-            resolved_seconds=item.time_seconds if resolved else NAN,
-            message=item.message,
-            acknowledged=item.alert_id in acknowledged,
-        )
+        views[item.alert_id] = alert_view(item, views.get(item.alert_id), acknowledged=item.alert_id in acknowledged)
     ordered = sorted(views.values(), key=lambda view: (not math.isnan(view.resolved_seconds), -view.started_seconds))
     return tuple(ordered[:SHOWN_ALERTS])
 

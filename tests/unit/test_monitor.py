@@ -105,7 +105,7 @@ def test_stop_leaves_a_hanging_reading_behind() -> None:
     heard: list[AlertTransition] = []
     monitor.add_callback(heard.append)
     monitor.start()
-    sampler = monitor._threads[1]
+    sampler = monitor._thread
     assert probe.entered.wait(10)
     monitor.stop(timeout=0.05)
     probe.release.set()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from wiseflow_nb.errors import CommandError, SessionNotFoundError, StoreError, StoreVersionError, UsageError
+from wiseflow_nb.frames import task_frame
 from wiseflow_nb.records import Sample, SessionState, TaskRecord, TaskState, to_json_dict
 from wiseflow_nb.store.commands import VERBS, send, validate
-from wiseflow_nb.store.frames import task_frame
 from wiseflow_nb.store.identity import identify, is_alive
 from wiseflow_nb.store.paths import (
     file_system_of,

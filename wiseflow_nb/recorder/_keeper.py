@@ -12,9 +12,9 @@ from typing import Any
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.recorder._link import Link
-from wiseflow_nb.recorder._sampler import Sampler
 from wiseflow_nb.recorder.protocol import RecorderConfig, settings_from
 from wiseflow_nb.records import AlertTransition, EventRecord, Sample, to_json_dict
+from wiseflow_nb.resources._sampler import Sampler
 from wiseflow_nb.store.commands import STALE_AFTER_SECONDS, validate
 from wiseflow_nb.store.writer import StoreWriter
 
@@ -162,9 +162,9 @@ class Keeper:
             sampler.set_busy(bool(message["value"]))
         elif kind == "configure":
             settings = settings_from(message["settings"])
-            sampler.configure(settings)
+            sampler.configure(settings.plan)
             self._local.append(lambda: self._writer.meta("settings", dict(settings.public)))
-            self._local.append(lambda: self._writer.meta("thresholds", dict(settings.thresholds)))
+            self._local.append(lambda: self._writer.meta("thresholds", dict(settings.plan.alerts.thresholds)))
             self._link.send({"t": "configured", "rev": settings.revision})
         elif kind == "verb":
             ok, text = self._own_verb(message["verb"], message["arguments"])
@@ -243,8 +243,11 @@ class Keeper:
             self._answer(number, False, f"refused: {str(error)[:500]}")
             return
         if verb in ("watch", "acknowledge", "silence"):
-            self._answer(number, *self._own_verb(verb, arguments))
-            return
+            ok, text = self._own_verb(verb, arguments)
+            if ok:
+                self._answer(number, ok, text)
+                return
+            # An alert of a rule that runs in the kernel.
         self._writer.take_command(number)
         self._link.send({"t": "command", "id": number, "verb": verb, "arguments": arguments, "who": who})
 

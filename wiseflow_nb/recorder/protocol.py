@@ -15,22 +15,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wiseflow_nb.errors import RecorderError
+from wiseflow_nb.resources._rules import AlertPlan, rule_from
+from wiseflow_nb.resources._sampler import SamplingPlan
 
 
 @dataclass(frozen=True, slots=True)
 class RecorderSettings:
-    """The settings that the recorder needs, without the settings library. Seconds, ratios."""
+    """The settings that the recorder needs, without the settings library: ``public`` is for readers."""
 
-    revision: int = 0
-    idle_interval: float = 10.0
-    busy_interval: float = 1.0
-    interval_is_explicit: bool = False
-    thresholds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    alert_for_seconds: float = 5.0
-    alert_keep_seconds: float = 15.0
-    alert_clear_factor: float = 0.95
-    disk_path: str = "."
+    plan: SamplingPlan = field(default_factory=SamplingPlan)
     public: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def revision(self) -> int:
+        """The number of the change that made these."""
+        return self.plan.revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +71,19 @@ def decode(line: bytes) -> dict[str, Any]:
 
 def settings_from(values: Mapping[str, Any]) -> RecorderSettings:
     """Return the settings from their JSON form."""
-    thresholds = {str(name): (float(pair[0]), float(pair[1])) for name, pair in values["thresholds"].items()}
-    return RecorderSettings(**{**values, "thresholds": thresholds})
+    plan = values["plan"]
+    alerts = plan["alerts"]
+    thresholds = {str(name): (float(pair[0]), float(pair[1])) for name, pair in alerts["thresholds"].items()}
+    return RecorderSettings(
+        SamplingPlan(
+            **{
+                **plan,
+                "alerts": AlertPlan(**{**alerts, "thresholds": thresholds}),
+                "rules": tuple(rule_from(rule) for rule in plan["rules"]),
+            }
+        ),
+        values["public"],
+    )
 
 
 def config_from(values: Mapping[str, Any]) -> RecorderConfig:

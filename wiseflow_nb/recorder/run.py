@@ -15,11 +15,11 @@ from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.errors import RecorderError, StoreError
 from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.recorder._link import Link
-from wiseflow_nb.recorder._sampler import Sampler
 from wiseflow_nb.recorder.protocol import RecorderConfig
 from wiseflow_nb.records import SessionState
 from wiseflow_nb.resources._probe import Probe
 from wiseflow_nb.resources._ring import RingWriter
+from wiseflow_nb.resources._sampler import Sampler
 from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME
 from wiseflow_nb.store.reader import list_sessions
 from wiseflow_nb.store.writer import StoreWriter
@@ -55,10 +55,18 @@ def run(
     resumed = config.resume and ring_path.exists()
     ring = RingWriter.resume(str(ring_path)) if resumed else RingWriter(str(ring_path))
     own = frozenset({os.getpid()}) if config.own_process else frozenset()
-    probe = Probe(config.pid, config.settings.disk_path, exclude_pids=own)
+    probe = Probe(config.pid, config.settings.plan.disk_path, exclude_pids=own)
     link = Link(incoming, outgoing)
     keeper = Keeper(config, writer, link, clock, parent_alive)
-    sampler = Sampler(probe, ring, config.settings, clock, keeper.on_sample, keeper.on_alert, keeper.on_event)
+    sampler = Sampler(
+        probe,
+        ring.append,
+        config.settings.plan,
+        clock,
+        on_sample=keeper.on_sample,
+        on_alert=keeper.on_alert,
+        on_event=keeper.on_event,
+    )
     keeper.sampler = sampler
     _write_start(writer, config, probe, clock)
     link.start()
@@ -113,7 +121,7 @@ def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, cloc
         writer.meta("identity", dict(config.identity))
         writer.meta("limit_source", probe.limits.limit_source)
         writer.meta("settings", dict(config.settings.public))
-        writer.meta("thresholds", dict(config.settings.thresholds))
+        writer.meta("thresholds", dict(config.settings.plan.alerts.thresholds))
         writer.meta("recorder_pid", os.getpid())
         writer.meta("heartbeat", clock.time())
         writer.commit()

@@ -13,37 +13,18 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from wiseflow_nb.quantities import duration, percent, size
 from wiseflow_nb.records import NAN, AlertState, AlertTransition, AlertView, Sample, Severity
+from wiseflow_nb.resources._rules import AlertRule, columns_of
+from wiseflow_nb.resources._signals import Signals
 
 TopProcesses = Callable[[], tuple[tuple[int, str, float, float], ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class AlertRule:
-    """When a column is too high. Levels are in the column's unit, durations in seconds.
-
-    ``unit`` is what people read: ``ratio`` is shown in percent, any other as it is.
-
-    Examples
-    --------
-    >>> AlertRule("many files", "descriptors", "process_open_fds", 500, 900, unit="files").unit
-    'files'
-    """
-
-    name: str
-    resource: str
-    column: str
-    warning: float
-    critical: float
-    for_seconds: float = 5.0
-    keep_seconds: float = 15.0
-    clear_factor: float = 0.95
-    unit: str = "ratio"
+Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class _Status:
-    """What one rule remembers. The ``*_since`` are monotonic; None: the condition does not hold."""
+    """What one rule remembers. ``told_at`` and the ``*_since`` are monotonic; None: the condition does not hold."""
 
     state: AlertState = AlertState.UNKNOWN
     severity: Severity = Severity.NONE
@@ -56,26 +37,11 @@ class _Status:
     over_critical_since: float | None = None
     under_warning_since: float | None = None
     under_critical_since: float | None = None
+    told_at: float = NAN
 
     @property
     def open(self) -> bool:
         return self.alert_id != ""
-
-
-def builtin_rules(
-    thresholds: Mapping[str, tuple[float, float]], for_seconds: float, keep_seconds: float, clear_factor: float
-) -> tuple[AlertRule, ...]:
-    """The rules for ``cpu``, ``memory`` and ``disk`` at (warning, critical) ratios."""
-    columns = {
-        "cpu": "cpu_utilization_ratio",
-        "memory": "memory_utilization_ratio",
-        "disk": "filesystem_utilization_ratio",
-    }
-    return tuple(
-        AlertRule(f"{name} high", name, column, *thresholds[name], for_seconds, keep_seconds, clear_factor)
-        for name, column in columns.items()
-        if name in thresholds
-    )
 
 
 def _held(since: float | None, now: float, seconds: float) -> bool:
@@ -91,7 +57,7 @@ def step(rule: AlertRule, before: _Status, value: float, gap: bool, now: float, 
 
     ``now`` is monotonic, ``wall`` is seconds since the epoch; both are the sample's.
     """
-    if math.isnan(value) or gap:
+    if math.isnan(value) or (gap and not rule.survives_gaps):
         return replace(
             before,
             state=AlertState.UNKNOWN,
@@ -103,10 +69,10 @@ def step(rule: AlertRule, before: _Status, value: float, gap: bool, now: float, 
     status = replace(
         before,
         value=value,
-        over_warning_since=_since(value >= rule.warning, before.over_warning_since, now),
-        over_critical_since=_since(value >= rule.critical, before.over_critical_since, now),
-        under_warning_since=_since(value < rule.warning * rule.clear_factor, before.under_warning_since, now),
-        under_critical_since=_since(value < rule.critical * rule.clear_factor, before.under_critical_since, now),
+        over_warning_since=_since(rule.over(value, rule.warning), before.over_warning_since, now),
+        over_critical_since=_since(rule.over(value, rule.critical), before.over_critical_since, now),
+        under_warning_since=_since(rule.clear(value, rule.warning), before.under_warning_since, now),
+        under_critical_since=_since(rule.clear(value, rule.critical), before.under_critical_since, now),
     )
     critical = _held(status.over_critical_since, now, rule.for_seconds)
     if not status.open:
@@ -118,26 +84,28 @@ def step(rule: AlertRule, before: _Status, value: float, gap: bool, now: float, 
                 # The rule's name, too: two rules on one resource can fire in the same instant.
                 alert_id=f"{rule.name}-{rule.resource}-{wall:.3f}".replace(" ", "-"),
                 started_seconds=wall,
-                peak=_highest(before, value),
+                peak=_worst(rule, before, value),
+                told_at=now,
             ), "fired"
         if status.over_warning_since is None:
             return replace(status, state=AlertState.OK, peak=NAN), ""
-        return replace(status, state=AlertState.PENDING, peak=_highest(before, value)), ""
-    status = replace(status, peak=max(status.peak, value))
+        return replace(status, state=AlertState.PENDING, peak=_worst(rule, before, value)), ""
+    status = replace(status, peak=rule.worse(status.peak, value))
     if _held(status.under_warning_since, now, rule.keep_seconds):
-        return replace(status, state=AlertState.OK, severity=Severity.NONE, alert_id=""), "resolved"
+        return replace(status, state=AlertState.OK, severity=Severity.NONE, alert_id="", told_at=NAN), "resolved"
     recovering = status.under_warning_since is not None
     status = replace(status, state=AlertState.RECOVERING if recovering else AlertState.FIRING)
     if status.severity is Severity.WARNING and critical:
-        return replace(status, severity=Severity.CRITICAL), "escalated"
+        return replace(status, severity=Severity.CRITICAL, told_at=now), "escalated"
     if status.severity is Severity.CRITICAL and _held(status.under_critical_since, now, rule.keep_seconds):
-        return replace(status, severity=Severity.WARNING), "de-escalated"
+        return replace(status, severity=Severity.WARNING, told_at=now), "de-escalated"
+    if rule.repeat_seconds > 0 and not recovering and now - status.told_at >= rule.repeat_seconds:
+        return replace(status, told_at=now), "repeated"
     return status, ""
 
 
-def _highest(before: _Status, value: float) -> float:
-    pending = before.over_warning_since is not None and not math.isnan(before.peak)
-    return max(before.peak, value) if pending else value
+def _worst(rule: AlertRule, before: _Status, value: float) -> float:
+    return rule.worse(before.peak, value) if before.over_warning_since is not None else value
 
 
 class AlertEngine:
@@ -154,26 +122,57 @@ class AlertEngine:
     """
 
     def __init__(self, rules: Iterable[AlertRule] = ()) -> None:
-        self._rules = {(rule.name, rule.resource): rule for rule in rules}
-        self._status = dict.fromkeys(self._rules, _Status())
+        self._rules: dict[Key, AlertRule] = {(rule.name, rule.resource): rule for rule in rules}
+        self._status: dict[Key, _Status] = dict.fromkeys(self._rules, _Status())
+        self._signals = Signals(columns_of(self._rules.values()))
         self._acknowledged: set[str] = set()
         self._silenced: dict[str, float] = {}
 
-    def observe(self, sample: Sample, top_processes: TopProcesses | None = None) -> list[AlertTransition]:
-        """Take one sample; return the transitions that people are told of."""
+    def observe(
+        self, sample: Sample, top_processes: TopProcesses | None = None, expected_interval: float = NAN
+    ) -> list[AlertTransition]:
+        """Take one sample; return the transitions.
+
+        ``expected_interval`` (seconds) is what the schedule asked for; without it nobody can tell
+        whether the sample is late.
+        """
+        self._signals.observe(sample, expected_interval)
+        values = {key: self._signals.value(rule.column) for key, rule in self._rules.items()}
+        return self.judge(
+            values,
+            gap=bool(sample.gap),
+            now=sample.monotonic_seconds,
+            wall=sample.time_seconds,
+            top_processes=top_processes,
+        )
+
+    def judge(
+        self,
+        values: Mapping[Key, float],
+        *,
+        now: float,
+        wall: float,
+        gap: bool = False,
+        top_processes: TopProcesses | None = None,
+        details: Mapping[Key, str] | None = None,
+    ) -> list[AlertTransition]:
+        """Judge one value a rule, by (name, resource); a rule without one is left as it is.
+
+        ``now`` is monotonic, ``wall`` seconds since the epoch; ``details`` go into the messages.
+        """
         found = []
-        for key, rule in self._rules.items():
-            before = self._status[key]
-            value = float(getattr(sample, rule.column))
-            wall = sample.time_seconds
-            status, kind = step(rule, before, value, bool(sample.gap), sample.monotonic_seconds, wall)
+        for key, value in values.items():
+            rule, before = self._rules[key], self._status[key]
+            status, kind = step(rule, before, value, gap, now, wall)
+            if kind == "repeated" and status.alert_id in self._acknowledged:
+                kind = ""
             if kind:
                 top = top_processes() if top_processes is not None and kind in ("fired", "escalated") else ()
-                transition = _transition(rule, before, status, kind, value, wall, top)
+                transition = _transition(rule, before, status, kind, value, wall, top, (details or {}).get(key, ""))
                 status = replace(status, message=transition.message)
-                silenced = wall < self._silenced.get(transition.alert_id, -math.inf)
-                if kind in ("fired", "resolved") or not silenced:
-                    found.append(transition)
+                if kind not in ("fired", "resolved") and wall < self._silenced.get(transition.alert_id, -math.inf):
+                    transition = replace(transition, silenced=True)
+                found.append(transition)
                 if kind == "resolved":
                     self._forget(transition.alert_id)
             self._status[key] = status
@@ -184,13 +183,14 @@ class AlertEngine:
 
         An open alert whose levels changed stays open; the next samples judge it by the new levels.
         """
-        fresh = {(rule.name, rule.resource): rule for rule in rules}
+        fresh: dict[Key, AlertRule] = {(rule.name, rule.resource): rule for rule in rules}
         resolved = [item for key in self._rules.keys() - fresh.keys() for item in self._resolve(key, now)]
         status = {}
         for key, rule in fresh.items():
             before = self._status.get(key, _Status())
             status[key] = before if self._rules.get(key) == rule else step(rule, before, NAN, True, now, now)[0]
         self._rules, self._status = fresh, status
+        self._signals.want(columns_of(fresh.values()))
         return resolved
 
     def acknowledge(self, alert_id: str) -> bool:
@@ -235,7 +235,7 @@ class AlertEngine:
     def _is_open(self, alert_id: str) -> bool:
         return bool(alert_id) and any(status.alert_id == alert_id for status in self._status.values())
 
-    def _resolve(self, key: tuple[str, str], now: float) -> list[AlertTransition]:
+    def _resolve(self, key: Key, now: float) -> list[AlertTransition]:
         before = self._status[key]
         if not before.open:
             return []
@@ -253,8 +253,21 @@ def _level(rule: AlertRule, severity: Severity) -> float:
     return rule.critical if severity is Severity.CRITICAL else rule.warning
 
 
-def _shown(value: float, rule: AlertRule) -> str:
-    return f"{value:.0%}" if rule.unit == "ratio" else f"{value:g} {rule.unit}".rstrip()
+def shown(value: float, unit: str) -> str:
+    """A value as people read it.
+
+    Examples
+    --------
+    >>> shown(0.5, "ratio"), shown(95.0, "seconds"), shown(2e9, "bytes"), shown(3.0, "files")
+    ('50 %', '1 min 35 s', '2.0 GB', '3 files')
+    """
+    if math.isnan(value):
+        return "an unknown value"
+    if unit == "seconds":
+        return "no foreseeable time" if math.isinf(value) else duration(value)
+    if unit == "bytes":
+        return size(value)
+    return percent(value) if unit == "ratio" else f"{value:.4g} {unit}".rstrip()
 
 
 def _transition(
@@ -265,16 +278,25 @@ def _transition(
     value: float,
     wall: float,
     top: tuple[tuple[int, str, float, float], ...],
+    detail: str = "",
 ) -> AlertTransition:
     told = before if kind == "resolved" else after
     level = _level(rule, told.severity)
-    peak = max(told.peak, value) if not math.isnan(value) else told.peak
+    peak = rule.worse(told.peak, value)
     started = told.started_seconds
+    text = shown(value, rule.unit)
     if kind == "resolved":
-        lasted = max(wall - started, 0)
-        message = f"{rule.resource} is back at {_shown(value, rule)} after {lasted:.0f} s (peak {_shown(peak, rule)})"
+        lasted = duration(max(wall - started, 0.0))
+        if rule.phrase:
+            message = f"{rule.name} is over after {lasted} (worst: {shown(peak, rule.unit)})"
+        else:
+            message = f"{rule.resource} is back at {text} after {lasted} (peak {shown(peak, rule.unit)})"
+    elif rule.phrase:
+        message = f"{rule.phrase.replace('{value}', text)} ({after.severity}, {kind})"
     else:
-        message = f"{rule.resource} at {_shown(value, rule)} is {after.severity} (from {_shown(level, rule)}, {kind})"
+        message = f"{rule.resource} at {text} is {after.severity} (from {shown(level, rule.unit)}, {kind})"
+    if detail:
+        message = f"{message}: {detail}"
     return AlertTransition(
         alert_id=told.alert_id,
         rule=rule.name,

@@ -7,14 +7,16 @@ import contextlib
 import logging
 import math
 import os
-import queue
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings, load_settings
+from wiseflow_nb.errors import UsageError
 from wiseflow_nb.events import EventBus
 from wiseflow_nb.records import (
     NAN,
@@ -24,13 +26,14 @@ from wiseflow_nb.records import (
     EventRecord,
     Limits,
     Sample,
-    Severity,
-    to_json_dict,
+    alert_view,
 )
-from wiseflow_nb.resources._alerts import AlertEngine, builtin_rules
+from wiseflow_nb.resources._announcer import AlertCallback, Announcer, CallbackStats
+from wiseflow_nb.resources._function_rules import FunctionRules, Watcher
 from wiseflow_nb.resources._probe import Probe
 from wiseflow_nb.resources._ring import RingReader
-from wiseflow_nb.resources._schedule import Schedule, is_gap
+from wiseflow_nb.resources._rules import FUNCTION, AlertPlan, AlertRule, checked
+from wiseflow_nb.resources._sampler import Sampler, SampleSource, SamplingPlan
 from wiseflow_nb.sizing import SizingDecision, SizingInput, decide_workers
 
 if TYPE_CHECKING:
@@ -39,34 +42,57 @@ if TYPE_CHECKING:
 
     from wiseflow_nb.resources._history import Moment
 
-logger = logging.getLogger("wiseflow_nb.alerts")
-AlertCallback = Callable[[AlertTransition], None]
+logger = logging.getLogger("wiseflow_nb.resources")
 KEPT_SAMPLES = 3600
-QUEUE_LIMIT = 1000
-SLOW_CALLBACK_SECONDS = 1.0
+KEPT_TRANSITIONS = 1000
 
 
-class SampleSource(Protocol):
-    """What the monitor needs of a probe."""
+def sampling_plan(settings: Settings, rules: tuple[AlertRule, ...] = (), revision: int = 0) -> SamplingPlan:
+    """What the settings say about sampling and alerts."""
+    return SamplingPlan(
+        idle_interval=settings.resource_check_interval,
+        busy_interval=settings.busy_check_interval,
+        interval_is_explicit=settings.source("resource_check_interval") != "default",
+        alerts=AlertPlan(
+            settings.thresholds(),
+            for_seconds=settings.alert_for_seconds,
+            keep_seconds=settings.alert_keep_seconds,
+            clear_factor=settings.alert_clear_factor,
+            repeat_seconds=settings.alert_repeat_seconds,
+            memory_full_within=settings.memory_full_within,
+            disk_full_within=settings.disk_full_within,
+        ),
+        rules=rules,
+        disk_path=settings.disk_path,
+        revision=revision,
+    )
+
+
+class _Shared:
+    """A probe that the sampling loop and ``sample_now`` take turns with."""
+
+    def __init__(self, probe: SampleSource) -> None:
+        self.probe = probe
+        self.lock = threading.Lock()
 
     @property
-    def limits(self) -> Limits: ...
+    def limits(self) -> Limits:
+        return self.probe.limits
 
-    def read(
-        self,
-        *,
-        time_seconds: float,
-        monotonic_seconds: float,
-        interval_seconds: float,
-        gap: bool,
-        settings_revision: int = 0,
-    ) -> Sample: ...
+    def read(self, **stamps: Any) -> Sample:
+        with self.lock:
+            return self.probe.read(**stamps)
 
-    def top_processes(self, count: int = 3) -> tuple[tuple[int, str, float, float], ...]: ...
+    def top_processes(self, count: int = 3) -> tuple[tuple[int, str, float, float], ...]:
+        with self.lock:
+            return self.probe.top_processes(count)
 
-    def take_events(self) -> list[EventRecord]: ...
+    def take_events(self) -> list[EventRecord]:
+        with self.lock:
+            return self.probe.take_events()
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.probe.close()
 
 
 class ResourceMonitor:
@@ -104,28 +130,31 @@ class ResourceMonitor:
     ) -> None:
         self._settings = load_settings() if settings is None else settings
         self._clock = clock
-        self._own_probe = probe is None
-        self._probe: SampleSource = (
-            Probe(os.getpid() if pid is None else pid, self._settings.disk_path) if probe is None else probe
+        self._own_probe = (
+            Probe(os.getpid() if pid is None else pid, self._settings.disk_path) if probe is None else None
         )
-        self._probe_lock = threading.Lock()
+        source = self._own_probe if probe is None else probe
+        assert source is not None
+        self._probe = _Shared(source)
         self._ring_path = ring_path
         self._ring: RingReader | None = None
         self._kept: collections.deque[Sample] = collections.deque(maxlen=KEPT_SAMPLES)
-        self._engine = AlertEngine(self._rules())
+        self._transitions: collections.deque[AlertTransition] = collections.deque(maxlen=KEPT_TRANSITIONS)
         self._open: dict[str, AlertView] = {}
         self.bus = EventBus() if bus is None else bus
-        self._callbacks: tuple[AlertCallback, ...] = ()
-        self._callbacks_lock = threading.Lock()
-        self.after_callbacks: AlertCallback | None = None
-        self.callback_failures = 0
-        self.dropped_transitions = 0
+        self._announcer = Announcer(self.bus, clock)
+        self._rules: dict[tuple[str, str], AlertRule] = {}
+        self._functions = FunctionRules(self.latest, clock, self._own_alert, self.bus.publish)
+        #: Told of the alerts of rules with a function, before they are announced.
+        self.on_own_alert: Callable[[AlertTransition], None] | None = None
+        #: Told when the rules change, where another process judges them.
+        self.on_rules_change: Callable[[], None] | None = None
         self.sampler_failures = 0
         self._sampler_fails = False
-        self._queue: queue.Queue[AlertTransition | None] = queue.Queue(QUEUE_LIMIT)
-        self._wake = threading.Event()
+        self._sampler: Sampler | None = None
+        self._busy = False
         self._running = False
-        self._threads: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
         self._last_change = -math.inf
         self._last_target = 0
 
@@ -133,13 +162,22 @@ class ResourceMonitor:
         """Start sampling (alone) and delivering; a second call does nothing."""
         if not self._running:
             self._running = True
-            self._wake.clear()
-            targets = [("wiseflow-alerts", self._dispatch)]
+            self._announcer.start()
             if self._ring_path is None:
-                targets.append(("wiseflow-sampler", self._sample_loop))
-            self._threads = [threading.Thread(target=target, name=name, daemon=True) for name, target in targets]
-            for thread in self._threads:
-                thread.start()
+                sampler = self._sampler = Sampler(
+                    self._probe,
+                    self._kept.append,
+                    self.plan(),
+                    self._clock,
+                    on_sample=self._sampled,
+                    on_alert=self.deliver,
+                    on_event=self.bus.publish,
+                    on_error=self._failed,
+                )
+                sampler.set_busy(self._busy)
+                self._thread = threading.Thread(target=sampler.run, name="wiseflow-sampler", daemon=True)
+                self._thread.start()
+            self._functions.start()
         return self
 
     def stop(self, timeout: float = 2.0) -> None:
@@ -150,19 +188,16 @@ class ResourceMonitor:
         if not self._running:
             return
         self._running = False
-        self._wake.set()
-        for thread in self._threads[1:]:
-            thread.join(timeout)
-        if self._ring_path is None:
-            for transition in self._engine.finish(self._clock.time()):
-                self.deliver(transition)
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=timeout)
-        if self._threads[0] is not threading.current_thread():
-            self._threads[0].join(timeout)
-        if self._probe_lock.acquire(timeout=timeout):
+        self._functions.stop(timeout)
+        sampler, self._sampler = self._sampler, None
+        if sampler is not None and self._thread is not None:
+            sampler.stop()
+            self._thread.join(timeout)
+            sampler.finish()
+        self._announcer.stop(timeout)
+        if self._probe.lock.acquire(timeout=timeout):
             self._probe.close()
-            self._probe_lock.release()
+            self._probe.lock.release()
         else:
             logger.warning("a reading still hangs at stop; its thread is left behind")
         if self._ring is not None:
@@ -187,15 +222,29 @@ class ResourceMonitor:
         """The alerts that are open now."""
         return tuple(self._open.values())
 
+    def plan(self, revision: int = 0) -> SamplingPlan:
+        """How often is sampled and what is judged, by the settings and the rules that were added."""
+        return sampling_plan(self._settings, tuple(self._rules.values()), revision)
+
+    def set_busy(self, busy: bool) -> None:
+        """Alone: work runs (or none does any more), so sample at the busy interval (or the idle one)."""
+        self._busy = busy
+        if self._sampler is not None:
+            self._sampler.set_busy(busy)
+
+    def watch(self, seconds: float = 10.0) -> None:
+        """Alone: somebody looks for so long, so sample at the busy interval."""
+        if self._sampler is not None:
+            self._sampler.watch(seconds)
+
     def sample_now(self) -> Sample:
         """Read now, on this thread; the reading is returned and not kept."""
-        with self._probe_lock:
-            return self._probe.read(
-                time_seconds=self._clock.time(),
-                monotonic_seconds=self._clock.monotonic(),
-                interval_seconds=NAN,
-                gap=False,
-            )
+        return self._probe.read(
+            time_seconds=self._clock.time(),
+            monotonic_seconds=self._clock.monotonic(),
+            interval_seconds=NAN,
+            gap=False,
+        )
 
     def latest(self) -> Sample | None:
         """The newest sample that was taken on schedule, or None before the first."""
@@ -222,38 +271,179 @@ class ResourceMonitor:
         """
         from wiseflow_nb.resources._history import frame
 
-        attrs = {"limit_source": self.limits.limit_source}
+        attrs = {"host": socket.gethostname(), "limit_source": self.limits.limit_source}
         return frame(self.rows(), rates=rates, since=since, until=until, attrs=attrs)
 
+    def transitions(self) -> list[AlertTransition]:
+        """The newest 1,000 alert transitions, oldest first."""
+        return list(self._transitions)
+
+    def alert_history(self) -> pd.DataFrame:
+        """The newest 1,000 alert transitions: one row each, indexed by time (UTC)."""
+        from wiseflow_nb.frames import alert_frame
+
+        return alert_frame(self.transitions())
+
     def add_callback(self, callback: AlertCallback) -> None:
-        """Call ``callback(transition)`` for every alert transition, on a thread of the monitor's own."""
-        with self._callbacks_lock:
-            self._callbacks = (*self._callbacks, callback)
+        """Call ``callback(transition)`` for every alert transition, on a thread of the monitor's own.
+
+        A callback that raises is counted and logged, and the others are called all the same; one that
+        is slow delays later alerts, not the sampling. Silenced transitions call nobody.
+        """
+        self._announcer.add(callback)
 
     def remove_callback(self, callback: AlertCallback) -> None:
         """Stop calling a callback; an unknown one is no error."""
-        with self._callbacks_lock:
-            # Equality, not identity: each look at a bound method gives a new object.
-            self._callbacks = tuple(item for item in self._callbacks if item != callback)
+        self._announcer.remove(callback)
+
+    def callback_stats(self) -> tuple[CallbackStats, ...]:
+        """Calls, failures and seconds of each callback."""
+        return self._announcer.stats()
+
+    @property
+    def callback_failures(self) -> int:
+        """How often a callback raised."""
+        return self._announcer.failures
+
+    @property
+    def dropped_transitions(self) -> int:
+        """Transitions that nobody was told of: the queue of 1,000 was full."""
+        return self._announcer.dropped
+
+    @property
+    def after_callbacks(self) -> AlertCallback | None:
+        """What is called with a transition after all callbacks."""
+        return self._announcer.last
+
+    @after_callbacks.setter
+    def after_callbacks(self, callback: AlertCallback | None) -> None:
+        self._announcer.last = callback
+
+    def add_rule(
+        self,
+        name: str,
+        watch: str | Watcher,
+        *,
+        warning: float,
+        critical: float | None = None,
+        resource: str = "",
+        for_seconds: float | None = None,
+        keep_seconds: float | None = None,
+        clear_factor: float | None = None,
+        repeat_seconds: float | None = None,
+        unit: str = "",
+        below: bool = False,
+        phrase: str = "",
+    ) -> AlertRule:
+        """Add an alert rule; one with the same name and resource is replaced, a built-in one too.
+
+        Parameters
+        ----------
+        name
+            One word or phrase.
+        watch
+            A column of the samples, a rate such as ``network_receive_bytes_per_second``, one of the
+            derived values (``memory_seconds_to_limit``, ...; see ``AlertRule``), or a function of the
+            newest ``Sample`` that returns a number, or a number and a few words for the message. A
+            column is judged on every sample by the recorder, also while this process is busy; a
+            function runs here, on a thread of the monitor's own, once a second at most.
+        warning, critical
+            From here on it is one, in the unit of the value; without ``critical`` it never gets worse
+            than a warning.
+        resource
+            What it is about; default the name.
+        for_seconds, keep_seconds, clear_factor, repeat_seconds
+            Default: as the settings say (``ALERT_...``).
+        unit
+            What people read; default by the column's name.
+        below
+            The condition is "at or below".
+        phrase
+            The message's beginning, with ``{value}`` in it.
+
+        Raises
+        ------
+        UsageError
+            Names what does not fit; nothing was changed.
+
+        Examples
+        --------
+        >>> monitor = ResourceMonitor()
+        >>> monitor.add_rule("many files", "process_open_fds", warning=500, critical=900).unit
+        'fds'
+        >>> monitor.remove_rule("many files")
+        True
+        """
+        settings = self._settings
+        column = watch if isinstance(watch, str) else FUNCTION
+        if not isinstance(watch, str) and not callable(watch):
+            raise UsageError(f"rule {name!r}: {watch!r} is neither a column's name nor a function; give one of them")
+        rule = checked(
+            AlertRule(
+                name,
+                resource or name,
+                column,
+                warning,
+                # Beyond what a value can be, and a number that JSON can write.
+                (-sys.float_info.max if below else sys.float_info.max) if critical is None else critical,
+                settings.alert_for_seconds if for_seconds is None else for_seconds,
+                settings.alert_keep_seconds if keep_seconds is None else keep_seconds,
+                settings.alert_clear_factor if clear_factor is None else clear_factor,
+                unit or _unit_of(column),
+                below,
+                settings.alert_repeat_seconds if repeat_seconds is None else repeat_seconds,
+                phrase=phrase,
+            )
+        )
+        if isinstance(watch, str):
+            self._functions.remove(name)
+            self._rules = {**self._rules, (rule.name, rule.resource): rule}
+            self._rules_changed()
+        else:
+            self._functions.add(rule, watch)
+        return rule
+
+    def remove_rule(self, name: str) -> bool:
+        """Forget an added rule; its open alert is resolved. Return whether there was one of that name."""
+        gone = [key for key in self._rules if key[0] == name]
+        if gone:
+            self._rules = {key: rule for key, rule in self._rules.items() if key[0] != name}
+            self._rules_changed()
+        return self._functions.remove(name) or bool(gone)
+
+    def acknowledge(self, alert_id: str) -> bool:
+        """Mark an open alert that is judged in this process as seen: it is not repeated."""
+        sampler = self._sampler
+        return self._functions.acknowledge(alert_id) or (sampler is not None and sampler.acknowledge(alert_id))
+
+    def silence(self, alert_id: str, seconds: float) -> bool:
+        """Tell nobody of an open alert's ups and downs for so long; its end is always told."""
+        until, sampler = self._clock.time() + seconds, self._sampler
+        return self._functions.silence(alert_id, until) or (sampler is not None and sampler.silence(alert_id, until))
 
     def deliver(self, transition: AlertTransition) -> None:
         """Take an alert transition: it is logged, published, given to the callbacks, in this order."""
-        try:
-            self._queue.put_nowait(transition)
-        except queue.Full:
-            self.dropped_transitions += 1
+        self._remember(transition)
+        self._announcer.deliver(transition)
 
     def apply_settings(self, settings: Settings) -> None:
         """Take new settings, from the next sample on."""
         self._settings = settings
-        if self._own_probe and isinstance(self._probe, Probe):
-            self._probe.disk_path = settings.disk_path
-        if self._ring_path is None:
-            with self._probe_lock:
-                resolved = self._engine.replace_rules(self._rules(), self._clock.time())
-            for transition in resolved:
-                self.deliver(transition)
-            self._wake.set()
+        if self._own_probe is not None:
+            self._own_probe.disk_path = settings.disk_path
+        if self._sampler is not None:
+            self._sampler.configure(self.plan())
+
+    def _rules_changed(self) -> None:
+        if self._sampler is not None:
+            self._sampler.configure(self.plan())
+        if self.on_rules_change is not None:
+            self.on_rules_change()
+
+    def _own_alert(self, transition: AlertTransition) -> None:
+        if self.on_own_alert is not None:
+            self.on_own_alert(transition)
+        self.deliver(transition)
 
     def calculate_optimal_thread_count(self, pending: int | None = None, workers: int | None = None) -> SizingDecision:
         """Return how many workers the resources allow now (``.target``) and why (``.reason``).
@@ -292,12 +482,6 @@ class ResourceMonitor:
         self._last_target = decision.target
         return decision
 
-    def _rules(self) -> tuple[Any, ...]:
-        settings = self._settings
-        return builtin_rules(
-            settings.thresholds(), settings.alert_for_seconds, settings.alert_keep_seconds, settings.alert_clear_factor
-        )
-
     def _reader(self) -> RingReader | None:
         if self._ring is None and self._ring_path is not None:
             # Before the recorder made it, and after it was pruned, there is no ring: no sample yet.
@@ -305,96 +489,30 @@ class ResourceMonitor:
                 self._ring = RingReader(self._ring_path)
         return self._ring
 
-    def _sample_loop(self) -> None:
-        clock = self._clock
-        schedule = Schedule(clock.monotonic(), self._settings.resource_check_interval)
-        last, expected = NAN, 0.0
-        while self._running:
-            now = clock.monotonic()
-            interval = self._settings.resource_check_interval
-            schedule.set_interval(interval, now)
-            expected = max(expected, interval)
-            if now < schedule.deadline:
-                if clock.wait(self._wake, schedule.deadline - now):
-                    self._wake.clear()
-                continue
-            measured = now - last
-            try:
-                self._take(now, measured, measured == measured and is_gap(measured, expected))
-            except Exception as error:  # a user's probe: told once until it works again
-                self.sampler_failures += 1
-                if not self._sampler_fails:
-                    logger.exception("no sample could be taken; trying on")
-                    self._say_failing(error)
-            else:
-                self._sampler_fails = False
-                last, expected = now, interval
-            schedule.advance(clock.monotonic())
+    def _sampled(self, sample: Sample) -> None:
+        self._sampler_fails = False
 
-    def _take(self, now: float, interval: float, gap: bool) -> None:
-        with self._probe_lock:
-            sample = self._probe.read(
-                time_seconds=self._clock.time(), monotonic_seconds=now, interval_seconds=interval, gap=gap
-            )
-            if not self._running:
-                return  # it hung while the monitor stopped; all alerts are resolved by now
-            transitions = self._engine.observe(sample, self._probe.top_processes)
-            events = self._probe.take_events()
-        self._kept.append(sample)
-        for transition in transitions:
-            self.deliver(transition)
-        for event in events:
-            self.bus.publish(event)
-
-    def _say_failing(self, error: Exception) -> None:
-        self._sampler_fails = True
-        message = f"no sample could be taken: {type(error).__name__}: {error}"
-        self.bus.publish(EventRecord(self._clock.time(), "sampler_failed", message))
-
-    def _dispatch(self) -> None:
-        while (transition := self._queue.get()) is not None:
-            self._log(transition)
-            self._remember(transition)
-            event = EventRecord(transition.time_seconds, "alert", transition.message, to_json_dict(transition))
-            self.bus.publish(event)
-            for callback in self._callbacks:
-                self._call(callback, transition)
-            if self.after_callbacks is not None:
-                self._call(self.after_callbacks, transition)
-
-    def _log(self, transition: AlertTransition) -> None:
-        if transition.kind == "resolved":
-            logger.info("%s", transition.message)
-        elif transition.severity is Severity.CRITICAL:
-            logger.error("%s", transition.message)
-        else:
-            logger.warning("%s", transition.message)
+    def _failed(self, error: Exception) -> None:
+        self.sampler_failures += 1
+        if not self._sampler_fails:
+            # A user's probe: told once until it works again.
+            self._sampler_fails = True
+            logger.error("no sample could be taken; trying on", exc_info=error)
+            message = f"no sample could be taken: {type(error).__name__}: {error}"
+            self.bus.publish(EventRecord(self._clock.time(), "sampler_failed", message))
 
     def _remember(self, item: AlertTransition) -> None:
+        self._transitions.append(item)
         if item.kind == "resolved":
             self._open.pop(item.alert_id, None)
             return
-        self._open[item.alert_id] = AlertView(
-            alert_id=item.alert_id,
-            rule=item.rule,
-            resource=item.resource,
-            severity=item.severity,
-            state=item.to_state,
-            value=item.value,
-            threshold=item.threshold,
-            peak=item.peak,
-            started_seconds=item.started_seconds,
-            resolved_seconds=NAN,
-            message=item.message,
-        )
+        self._open[item.alert_id] = alert_view(item)
 
-    def _call(self, callback: AlertCallback, transition: AlertTransition) -> None:
-        started = self._clock.monotonic()
-        try:
-            callback(transition)
-        except Exception:  # user code: counted here, logged with its traceback
-            self.callback_failures += 1
-            logger.exception("an alert callback failed")
-        took = self._clock.monotonic() - started
-        if took > SLOW_CALLBACK_SECONDS:
-            logger.warning("an alert callback took %.1f s; later alerts waited for it", took)
+
+def _unit_of(column: str) -> str:
+    """What people read of a column's values, by its name."""
+    if column.endswith("_per_second"):
+        return column.removesuffix("_per_second").rsplit("_", 1)[1] + "/s"
+    words = column.removesuffix("_total").split("_")
+    known = {"ratio": "ratio", "bytes": "bytes", "seconds": "seconds", "limit": "seconds"}
+    return known.get(words[-1], "" if column == FUNCTION else words[-1])

@@ -48,6 +48,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             ok INTEGER, message TEXT, finished_seconds REAL)""",
         "CREATE INDEX commands_by_status ON commands (status)",
     ),
+    ("ALTER TABLE alerts ADD COLUMN silenced INTEGER NOT NULL DEFAULT 0",),
 )
 VERSION = len(MIGRATIONS)
 

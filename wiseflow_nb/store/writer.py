@@ -40,6 +40,13 @@ _STATEMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("time_seconds", "kind", "message", "data"),
     ),
     "meta": (_upsert("meta", ("key", "value")), ("key", "value")),
+    # Of an alert that is judged in the kernel; a second mark keeps what the first one said.
+    "mark": (
+        "INSERT INTO alert_marks (alert_id, acknowledged, silenced_until) VALUES (?, ?, ?) ON CONFLICT (alert_id) "
+        "DO UPDATE SET acknowledged = max(acknowledged, excluded.acknowledged), "
+        "silenced_until = max(silenced_until, excluded.silenced_until)",
+        ("alert_id", "acknowledged", "silenced_until"),
+    ),
 }
 
 

@@ -61,6 +61,14 @@ def event_frame(records: Iterable[EventRecord]) -> pd.DataFrame:
     return _frame(EventRecord, records, "time")
 
 
+def finding_frame(findings: Iterable[Any]) -> pd.DataFrame:
+    """One row a finding of an audit."""
+    import pandas as pd
+
+    rows = [(item.kind, item.subject, item.message, item.value) for item in findings]
+    return pd.DataFrame(rows, columns=["kind", "subject", "message", "value"])
+
+
 def export_frame(frame: pd.DataFrame, path: Path) -> Path:
     """Write a DataFrame as Parquet or CSV, by the path's suffix; return the path."""
     if path.suffix == ".csv":

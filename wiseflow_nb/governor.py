@@ -1,0 +1,234 @@
+"""The governor of a session: sizes the pool, says whether work runs, looks for leaks, watches for idleness.
+
+One thread. What it decides with are pure functions elsewhere; here is when they are asked.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from wiseflow_nb.clock import Clock
+from wiseflow_nb.config import Settings
+from wiseflow_nb.records import PoolStatus, TaskRecord, TaskState
+from wiseflow_nb.resources import _orphans
+from wiseflow_nb.resources._audit import AuditFacts, AuditFinding, Series, find_leaks
+from wiseflow_nb.sizing import SizingDecision
+
+GOVERN_SECONDS = 0.5
+#: A look every so often while nothing runs.
+IDLE_GOVERN_SECONDS = 2.0
+#: A burst of transitions is one look.
+COALESCE_SECONDS = 0.1
+#: How far back trends are looked for.
+TREND_SECONDS = 3600.0
+
+
+class GovernedPool(Protocol):
+    """What it needs of the pool."""
+
+    @property
+    def pending(self) -> int: ...
+
+    def status(self) -> PoolStatus: ...
+
+    def resize(self, workers: int, reason: str = "") -> int: ...
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...
+
+
+class GovernedTasks(Protocol):
+    """What it needs of the task manager."""
+
+    @property
+    def pending_thread_tasks(self) -> int: ...
+
+    @property
+    def cleanup_failures(self) -> int: ...
+
+    def counts(self) -> Mapping[str, int]: ...
+
+    def records(self, since_rev: int = 0) -> Iterable[TaskRecord]: ...
+
+    def shutdown(self, mode: str = "drain", timeout: float | None = None) -> None: ...
+
+
+class GovernedMonitor(Protocol):
+    """What it needs of the monitor."""
+
+    def rows(self, since_seconds: float = ...) -> Any: ...
+
+    def calculate_optimal_thread_count(
+        self, pending: int | None = None, workers: int | None = None
+    ) -> SizingDecision: ...
+
+
+class Governor:
+    """Run beside a session.
+
+    Parameters
+    ----------
+    settings
+        The settings in force, asked for at each look.
+    cells_running
+        Whether a notebook cell runs.
+    tell_busy, tell_pool
+        Called with whether work runs, and with the pool's status when it changed.
+    event
+        ``event(kind, message, **data)`` records and publishes.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: GovernedMonitor,
+        pool: GovernedPool,
+        tasks: GovernedTasks,
+        clock: Clock,
+        settings: Callable[[], Settings],
+        cells_running: Callable[[], bool],
+        tell_busy: Callable[[bool], None],
+        tell_pool: Callable[[PoolStatus], None],
+        event: Callable[..., None],
+    ) -> None:
+        self._monitor, self._pool, self._tasks, self._clock = monitor, pool, tasks, clock
+        self._settings, self._cells_running = settings, cells_running
+        self._tell_busy, self._tell_pool, self._event = tell_busy, tell_pool, event
+        self._wake = threading.Event()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._last_pool: PoolStatus | None = None
+        self._idle_since = clock.monotonic()
+        self._idle_announced = False
+        self._next_audit = clock.monotonic() + settings().audit_interval
+        self._audit_lock = threading.Lock()
+        self._first_seen: dict[tuple[str, Any], float] = {}
+        self._told: set[tuple[str, str]] = set()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._ended.clear()
+        self._thread = threading.Thread(target=self._run, name="wiseflow-govern", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Stop the thread, waiting ``timeout`` seconds at most."""
+        self._ended.set()
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def wake(self) -> None:
+        """Something changed: look soon."""
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def not_idle(self) -> None:
+        """Somebody was here: idleness begins anew."""
+        self._idle_since = self._clock.monotonic()
+
+    def busy(self) -> bool:
+        """Whether a cell, a task or pool work is alive."""
+        return self._cells_running() or self._pool.pending > 0 or self._unfinished() > 0
+
+    def look(self) -> None:
+        """One look at everything; what the thread does again and again."""
+        self._tell_busy(self.busy())
+        self.size_pool()
+        self.tell_pool()
+        self._look_idle()
+        interval, now = self._settings().audit_interval, self._clock.monotonic()
+        if interval > 0 and now >= self._next_audit:
+            self._next_audit = now + interval
+            self.audit()
+
+    def size_pool(self) -> None:
+        """Give the pool the size that the resources allow."""
+        decision = self._monitor.calculate_optimal_thread_count(
+            pending=self._tasks.pending_thread_tasks + self._pool.pending, workers=self._pool.status().target
+        )
+        self._pool.resize(decision.target, decision.reason)
+
+    def tell_pool(self) -> None:
+        """Tell how the pool stands, if that changed."""
+        status = self._pool.status()
+        if status != self._last_pool:
+            self._last_pool = status
+            self._tell_pool(status)
+
+    def audit(self) -> tuple[AuditFinding, ...]:
+        """Look for what leaks; each finding that is new is an event. May be called from any thread."""
+        with self._audit_lock:
+            findings = find_leaks(self._facts())
+            keys = {(finding.kind, finding.subject) for finding in findings}
+            fresh = [finding for finding in findings if (finding.kind, finding.subject) not in self._told]
+            self._told = keys
+        for finding in fresh:
+            self._event("audit", finding.message, finding=finding.kind, subject=finding.subject)
+        return findings
+
+    def _facts(self) -> AuditFacts:
+        records = list(self._tasks.records())
+        stuck = [(record.task_id, record.name) for record in records if record.state is TaskState.CANCELLING]
+        lone, dead = _orphans.orphans(os.getpid()), _orphans.zombies(os.getpid())
+        seen = self._ages(
+            [("task", task_id) for task_id, _ in stuck] + [("process", (pid, born)) for pid, _, born in (*lone, *dead)]
+        )
+        rows = self._monitor.rows(self._clock.time() - TREND_SECONDS)
+        status = self._pool.status()
+        return AuditFacts(
+            cleanup_failures=self._tasks.cleanup_failures,
+            abandoned_tasks=tuple((item.task_id, item.name) for item in records if item.state is TaskState.ABANDONED),
+            stuck_tasks=tuple((task_id, name, seen["task", task_id]) for task_id, name in stuck),
+            workers=status.workers,
+            # A worker whose task waits for another is made up for, and a shrink lets running work end.
+            most_workers=max(status.max_workers, status.target) + status.busy,
+            orphans=tuple((pid, name, seen["process", (pid, born)]) for pid, name, born in lone),
+            zombies=tuple((pid, name, seen["process", (pid, born)]) for pid, name, born in dead),
+            descriptors=_series(rows, "process_open_fds"),
+            memory=_series(rows, "process_memory_rss_bytes"),
+        )
+
+    def _ages(self, keys: Iterable[tuple[str, Any]]) -> dict[tuple[str, Any], float]:
+        """For how long each has been seen, from one look to the next."""
+        now = self._clock.monotonic()
+        self._first_seen = {key: self._first_seen.get(key, now) for key in keys}
+        return {key: now - first for key, first in self._first_seen.items()}
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self._clock.wait(self._wake, GOVERN_SECONDS if self.busy() else IDLE_GOVERN_SECONDS)
+            self._wake.clear()
+            if self._ended.is_set():
+                return
+            self.look()
+            self._clock.wait(threading.Event(), COALESCE_SECONDS)
+
+    def _unfinished(self) -> int:
+        return sum(count for name, count in self._tasks.counts().items() if not TaskState(name).terminal)
+
+    def _look_idle(self) -> None:
+        settings, now = self._settings(), self._clock.monotonic()
+        if self.busy() or not settings.auto_shutdown_enabled:
+            self._idle_since, self._idle_announced = now, False
+            return
+        left = self._idle_since + settings.auto_shutdown_idle_time - now
+        if left <= 0 and self._idle_announced:
+            self._event("idle_shutdown", "idle: the workers were stopped")
+            self._pool.shutdown(wait=False)
+            self._tasks.shutdown("drain", timeout=0.0)
+            self._idle_announced = False
+            self._idle_since = now
+        elif left <= settings.auto_shutdown_check_interval and not self._idle_announced:
+            self._idle_announced = True
+            self._event(
+                "idle_shutdown_soon", f"idle: the workers are stopped in {max(left, 0.0):.0f} s unless work comes"
+            )
+
+
+def _series(rows: Any, column: str) -> Series:
+    from wiseflow_nb.records import SAMPLE_COLUMNS
+
+    return Series(rows[:, 0].tolist(), rows[:, SAMPLE_COLUMNS.index(column)].tolist())
