@@ -154,7 +154,7 @@ class Signals:
             # A counter that went back was begun anew.
             values[name] = change / elapsed if elapsed > 0 and change >= 0 else NAN
         for name, trend in self._trends.items():
-            if sample.gap or (before is not None and _another_level(before, sample)):
+            if sample.gap or (before is not None and _another_level(before, sample, name)):
                 trend.clear()
             used, left = _TRENDS[name]
             values[name] = seconds_to_limit(getattr(sample, left), trend.slope(now, _used(sample, used)))
@@ -189,9 +189,9 @@ def _used(sample: Sample, name: str) -> float:
     return float(getattr(sample, name))
 
 
-def _another_level(before: Sample, sample: Sample) -> bool:
-    """Whether memory or disk are now counted elsewhere: a limit or the watched file system changed."""
-    return (
-        before.memory_limit_bytes != sample.memory_limit_bytes
-        or before.filesystem_size_bytes != sample.filesystem_size_bytes
-    )
+def _another_level(before: Sample, sample: Sample, name: str) -> bool:
+    """Whether it is now counted elsewhere: a limit or the watched file system changed."""
+    total = "memory_limit_bytes" if name.startswith("memory") else "filesystem_size_bytes"
+    was, now = getattr(before, total), getattr(sample, total)
+    # One that cannot be told is no news.
+    return was == was and now == now and was != now

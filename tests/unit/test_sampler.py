@@ -1,0 +1,263 @@
+"""The sampling loop on a fake clock: cadence, gaps, errors, and a whole day of it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from wiseflow_nb.clock import Clock
+from wiseflow_nb.records import AlertTransition, EventRecord, Limits, Sample
+from wiseflow_nb.resources._probe import Probe
+from wiseflow_nb.resources._ring import RingReader, RingWriter
+from wiseflow_nb.resources._rules import AlertPlan, AlertRule
+from wiseflow_nb.resources._sampler import LAST_SECONDS, Sampler, SamplingPlan
+from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME
+from wiseflow_nb.store.writer import StoreWriter
+from wiseflow_nb.testing import FakeClock, ScriptedProbe
+from wiseflow_nb.view import StoreView
+
+LIMITS = Limits(1e9, 2.0, "test", "test")
+PLAN = SamplingPlan(alerts=AlertPlan({"cpu": (0.72, 0.9)}))
+
+
+class Heard:
+    """What a sampler said."""
+
+    def __init__(self, clock: Clock, plan: SamplingPlan = PLAN, samples: list[Sample] | None = None) -> None:
+        self.samples: list[Sample] = []
+        self.alerts: list[AlertTransition] = []
+        self.events: list[EventRecord] = []
+        self.errors: list[Exception] = []
+        self.probe = ScriptedProbe(samples or [Sample(cpu_utilization_ratio=0.1)], LIMITS)
+        self.sampler = Sampler(
+            self.probe,
+            self.samples.append,
+            plan,
+            clock,
+            on_sample=lambda sample: None,
+            on_alert=self.alerts.append,
+            on_event=self.events.append,
+            on_error=self.errors.append,
+        )
+
+
+def drive(sampler: Sampler, clock: FakeClock, seconds: float) -> None:
+    """Let the loop run for so long; each wait is skipped."""
+    end = clock.monotonic() + seconds
+    while (left := sampler.turn()) is not None and clock.monotonic() + left <= end:
+        clock.advance(left)
+    clock.advance(max(end - clock.monotonic(), 0.0))
+
+
+def times(heard: Heard) -> list[float]:
+    return [sample.monotonic_seconds - 1000.0 for sample in heard.samples]
+
+
+def test_idle_busy_and_watched_cadence() -> None:
+    clock = FakeClock()
+    heard = Heard(clock)
+    drive(heard.sampler, clock, 20.0)
+    assert times(heard) == [0, 10, 20]
+    heard.sampler.set_busy(True)
+    drive(heard.sampler, clock, 3.0)
+    assert times(heard)[3:] == [21, 22, 23]
+    heard.sampler.set_busy(False)
+    drive(heard.sampler, clock, 12.0)
+    assert times(heard)[6:] == [24, 34]
+    heard.sampler.watch(5.0)
+    drive(heard.sampler, clock, 20.0)
+    assert times(heard)[8:] == [36, 37, 38, 39, 40, 50]
+    assert not any(sample.gap for sample in heard.samples)
+
+
+def test_of_two_leases_the_longer_counts_and_a_renewal_goes_on() -> None:
+    clock = FakeClock()
+    heard = Heard(clock)
+    heard.sampler.watch(2.0)
+    heard.sampler.watch(10.0)
+    heard.sampler.watch(3.0)
+    drive(heard.sampler, clock, 9.0)
+    heard.sampler.watch(10.0)
+    drive(heard.sampler, clock, 9.0)
+    assert times(heard) == list(range(19))
+
+
+def test_an_explicit_interval_is_honoured_always() -> None:
+    clock = FakeClock()
+    heard = Heard(clock, replace(PLAN, idle_interval=7.0, interval_is_explicit=True))
+    heard.sampler.set_busy(True)
+    heard.sampler.watch(60.0)
+    drive(heard.sampler, clock, 21.0)
+    assert times(heard) == [0, 7, 14, 21]
+
+
+def test_a_new_plan_holds_from_the_next_sample_and_is_stamped() -> None:
+    clock = FakeClock()
+    heard = Heard(clock, samples=[Sample(cpu_utilization_ratio=0.5)])
+    drive(heard.sampler, clock, 10.0)
+    rule = AlertRule("half", "cpu", "cpu_utilization_ratio", 0.5, 0.9, for_seconds=0)
+    heard.sampler.configure(replace(PLAN, idle_interval=2.0, rules=(rule,), revision=3))
+    drive(heard.sampler, clock, 4.0)
+    assert times(heard) == [0, 10, 12, 14]
+    assert [sample.settings_revision for sample in heard.samples] == [0, 0, 3, 3]
+    assert [(item.rule, item.kind) for item in heard.alerts] == [("half", "fired")]
+    heard.sampler.configure(replace(PLAN, revision=4))
+    assert [item.kind for item in heard.alerts] == ["fired", "resolved"]
+
+
+def test_a_suspended_machine_is_one_gap() -> None:
+    clock = FakeClock()
+    heard = Heard(clock, samples=[Sample(cpu_utilization_ratio=0.95)])
+    heard.sampler.set_busy(True)
+    drive(heard.sampler, clock, 3.0)
+    clock.advance(3600.0)
+    drive(heard.sampler, clock, 3.0)
+    assert [sample.gap for sample in heard.samples] == [0, 0, 0, 0, 1, 0, 0, 0]
+    assert heard.alerts == []
+
+
+def test_a_monotonic_clock_that_stands_still_while_suspended_hides_no_gap() -> None:
+    clock = FakeClock()
+    heard = Heard(clock)
+    heard.sampler.set_busy(True)
+    drive(heard.sampler, clock, 2.0)
+    clock.set_back(-3600.0)
+    drive(heard.sampler, clock, 2.0)
+    assert [sample.gap for sample in heard.samples] == [0, 0, 0, 1, 0]
+
+
+def test_a_wall_clock_set_back_is_no_gap() -> None:
+    clock = FakeClock()
+    heard = Heard(clock)
+    drive(heard.sampler, clock, 20.0)
+    clock.set_back(3600.0)
+    drive(heard.sampler, clock, 20.0)
+    assert not any(sample.gap for sample in heard.samples)
+
+
+def test_missed_ticks_are_skipped_never_made_up_for() -> None:
+    clock = FakeClock()
+    heard = Heard(clock)
+    heard.sampler.set_busy(True)
+    drive(heard.sampler, clock, 1.0)
+    clock.advance(7.3)
+    drive(heard.sampler, clock, 1.7)
+    assert times(heard) == pytest.approx([0, 1, 8.3, 9, 10])
+
+
+def test_the_last_words_come_fast_and_end_by_themselves() -> None:
+    clock = FakeClock()
+    heard = Heard(clock)
+    drive(heard.sampler, clock, 10.0)
+    heard.sampler.last_words()
+    drive(heard.sampler, clock, 60.0)
+    assert 10 + LAST_SECONDS <= times(heard)[-1] < 10 + LAST_SECONDS + 0.2
+    assert len(times(heard)) == pytest.approx(2 + LAST_SECONDS / 0.1, abs=2)
+
+
+def test_a_probe_that_raises_is_told_of_and_its_time_counts_as_a_gap() -> None:
+    clock = FakeClock()
+    heard = Heard(clock)
+    heard.sampler.set_busy(True)
+    drive(heard.sampler, clock, 2.0)
+    read, heard.probe.read = heard.probe.read, lambda **stamps: 1 / 0  # type: ignore[method-assign]
+    drive(heard.sampler, clock, 5.0)
+    heard.probe.read = read  # type: ignore[method-assign]
+    drive(heard.sampler, clock, 1.0)
+    assert [type(error) for error in heard.errors] == [ZeroDivisionError] * 5
+    assert [sample.gap for sample in heard.samples] == [0, 0, 0, 1]
+    heard.sampler._on_error = None
+    heard.probe.read = lambda **stamps: 1 / 0  # type: ignore[method-assign]
+    clock.advance(1.0)
+    with pytest.raises(ZeroDivisionError):
+        heard.sampler.turn()
+
+
+def test_the_end_resolves_what_fires_and_a_late_reading_is_dropped() -> None:
+    clock = FakeClock()
+    heard = Heard(clock, samples=[Sample(cpu_utilization_ratio=0.95)])
+    heard.sampler.set_busy(True)
+    drive(heard.sampler, clock, 6.0)
+    assert [view.resource for view in heard.sampler.active()] == ["cpu"]
+    taken = len(heard.samples)
+    heard.sampler.finish()
+    clock.advance(1.0)
+    heard.sampler.turn()
+    heard.sampler.finish()
+    assert [item.kind for item in heard.alerts] == ["fired", "resolved"]
+    assert len(heard.samples) == taken
+    heard.sampler.stop()
+    assert heard.sampler.turn() is None
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+def test_a_day_of_sampling_with_dashboards_coming_and_going(tmp_path: Path) -> None:
+    """A real probe, a real ring, a real file, real readers; only time is made up."""
+    clock = FakeClock()
+    directory = tmp_path / "session"
+    directory.mkdir(mode=0o700)
+    writer = StoreWriter(directory / DATABASE_NAME)
+    ring = RingWriter(str(directory / RING_NAME))
+    writer.meta("session_id", "a-day")
+    writer.meta("started_seconds", clock.time())
+    writer.commit()
+    probe = Probe(os.getpid(), str(tmp_path))
+    heard: deque[AlertTransition] = deque(maxlen=100)
+    sampler = Sampler(
+        probe, ring.append, PLAN, clock, on_sample=writer.sample, on_alert=heard.append, on_event=lambda event: None
+    )
+    threads = threading.active_count()
+    blocks: list[int] = []
+    resident: list[int] = []
+    opened: list[int] = []
+    looks = 0
+    for hour in range(24):
+        writer.meta("heartbeat", clock.time())
+        for visit in range(4):
+            # A dashboard looks for five minutes in every quarter of an hour, the session is idle else.
+            view = StoreView(directory, clock=clock)
+            for _ in range(5 if visit else 0):
+                sampler.watch(60.0)
+                drive(sampler, clock, 60.0)
+                writer.write_blocks(partial=True)
+                writer.commit()
+                view.snapshot()
+                times, _ = view.series(["cpu_utilization_ratio"], clock.time() - 3600.0, 600)
+                looks += len(times) > 0
+            view.close()
+            drive(sampler, clock, 600.0 if visit else 900.0)
+        writer.write_blocks(partial=True)
+        writer.forget_samples(clock.time() - 3600.0)
+        writer.commit()
+        gc.collect()
+        if hour >= 3:
+            blocks.append(sys.getallocatedblocks())
+            resident.append(psutil.Process().memory_info().rss)
+            opened.append(descriptors())
+    assert looks == 24 * 15
+    assert threading.active_count() == threads
+    assert len(set(opened)) == 1
+    # An object a sample kept would be 20,000 of them.
+    assert max(blocks) - blocks[0] < 5_000
+    assert max(resident) - resident[0] < 32e6
+    # 15 minutes of each hour at 1 Hz, the rest each 10 s.
+    assert ring.count == pytest.approx(24 * (15 * 60 + 45 * 6), rel=0.02)
+    reader = RingReader(str(directory / RING_NAME))
+    _, rows = reader.read(0)
+    assert len(rows) == ring.capacity - 1 or len(rows) == ring.capacity
+    reader.close()
+    sampler.finish()
+    probe.close()
+    ring.close()
+    writer.close()
