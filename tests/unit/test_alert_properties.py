@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import itertools
 import math
 from dataclasses import replace
 
@@ -116,17 +117,15 @@ def test_the_same_signal_gives_the_same_alerts_at_any_interval(
     rule: AlertRule, pieces: list[tuple[float, int]], one: float, other: float
 ) -> None:
     # Each piece lasts longer than for and keep with both intervals on top: no sampling can miss it.
-    signal = [(value, length * (rule.keep_seconds + 4.0)) for value, length in pieces]
+    lengths = [length * (rule.keep_seconds + 4.0) for _, length in pieces]
+    ends = list(zip([value for value, _ in pieces], itertools.accumulate(lengths), strict=True))
 
     def told(interval: float) -> list[AlertTransition]:
         engine, found = AlertEngine([rule]), []
-        length = sum(seconds for _, seconds in signal)
+        length = sum(lengths)
         for number in range(int(length / interval)):
-            at, start = number * interval, 0.0
-            for value, seconds in signal:
-                if at < start + seconds:
-                    break
-                start += seconds
+            at = number * interval
+            value = next(level for level, until in ends if at < until)
             found += engine.observe(Sample(at, at, interval, cpu_utilization_ratio=value))
         return found + engine.finish(length)
 
