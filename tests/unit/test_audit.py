@@ -17,7 +17,6 @@ import pytest
 from wiseflow_nb.config import Settings
 from wiseflow_nb.governor import Governor
 from wiseflow_nb.records import SAMPLE_COLUMNS, PoolStatus, Sample, TaskRecord, TaskState
-from wiseflow_nb.resources import _orphans
 from wiseflow_nb.resources._audit import AuditFacts, Series, find_leaks
 from wiseflow_nb.sizing import SizingDecision
 from wiseflow_nb.testing import FakeClock
