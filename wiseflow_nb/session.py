@@ -519,6 +519,8 @@ class Session:
             self._recorder.configure(self._recorder_settings())
 
     def _recorder_event(self, event: EventRecord) -> None:
+        if event.kind == "recorder_restarted":
+            self.monitor.close_alerts("the recorder was replaced")
         if event.kind == "acknowledged":
             self._acknowledged.add(str(event.data["alert_id"]))
         self.bus.publish(event)

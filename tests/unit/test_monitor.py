@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from wiseflow_nb.config import Settings
+from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import AlertState, AlertTransition, EventRecord, Limits, Sample, Severity
 from wiseflow_nb.resources import ResourceMonitor
 from wiseflow_nb.resources._ring import RingWriter
@@ -206,3 +208,147 @@ def test_events_of_the_probe_reach_the_bus() -> None:
     monitor.bus.subscribe(lambda event: heard.set() if event.kind == "probe_failed" else None)
     with monitor:
         assert heard.wait(10)
+
+
+def alone(settings: Settings | None = None, **sample: float) -> tuple[FakeClock, ResourceMonitor]:
+    clock = FakeClock()
+    given = Settings(resource_check_interval=1.0) if settings is None else settings
+    return clock, ResourceMonitor(given, probe=ScriptedProbe([Sample(**sample)], LIMITS), clock=clock)
+
+
+def until(clock: FakeClock, done: threading.Event, step: float = 1.0) -> None:
+    for _ in range(20_000):
+        if done.wait(0.002):
+            return
+        clock.advance(step)
+    raise AssertionError("what was waited for did not come")
+
+
+def test_a_rule_of_the_users_on_a_column_is_judged_and_ends_with_its_removal() -> None:
+    clock, monitor = alone(process_open_fds=800.0)
+    told: dict[str, AlertTransition] = {}
+    fired, resolved = threading.Event(), threading.Event()
+
+    def hear(item: AlertTransition) -> None:
+        told[item.kind] = item
+        (fired if item.kind == "fired" else resolved).set()
+
+    monitor.add_callback(hear)
+    monitor.add_rule("many files", "process_open_fds", warning=500, critical=900, for_seconds=3, resource="descriptors")
+    with monitor:
+        until(clock, fired)
+        assert told["fired"].severity is Severity.WARNING
+        assert told["fired"].message == "descriptors at 800 fds is warning (from 500 fds, fired)"
+        assert monitor.remove_rule("many files")
+        assert resolved.wait(10)
+        assert not monitor.remove_rule("many files")
+    frame = monitor.alert_history()
+    assert list(frame.kind) == ["fired", "resolved"]
+    assert str(frame.index.tz) == "UTC"
+
+
+def test_a_rule_of_the_users_may_be_a_function_with_words_of_its_own() -> None:
+    clock, monitor = alone(system_load1=12.0)
+    told, fired = [], threading.Event()
+    monitor.add_callback(lambda item: (told.append(item), fired.set()))
+    monitor.add_rule(
+        "queue",
+        lambda sample: (sample.system_load1, "the backlog is over there"),
+        warning=10,
+        for_seconds=2,
+        unit="jobs",
+    )
+    with monitor:
+        until(clock, fired)
+        assert told[0].message == "queue at 12 jobs is warning (from 10 jobs, fired): the backlog is over there"
+        assert monitor.alerts[0].alert_id == told[0].alert_id
+        assert monitor.acknowledge(told[0].alert_id)
+        assert monitor.silence(told[0].alert_id, 60.0)
+        assert not monitor.acknowledge("nobody")
+    assert [item.kind for item in told] == ["fired", "resolved"]
+
+
+def test_a_function_that_raises_is_told_once_and_does_not_stop_the_others() -> None:
+    clock, monitor = alone(system_load1=12.0)
+    fired, events = threading.Event(), []
+    monitor.bus.subscribe(events.append)
+    monitor.add_callback(lambda item: fired.set())
+    monitor.add_rule("broken", lambda sample: 1 / 0, warning=1)
+    monitor.add_rule("words", lambda sample: "many", warning=1)
+    monitor.add_rule("load", lambda sample: sample.system_load1, warning=10, for_seconds=3)
+    with monitor:
+        until(clock, fired)
+    failed = [event.message for event in events if event.kind == "rule_failed"]
+    assert len(failed) == 2
+    assert "'broken' failed: ZeroDivisionError" in failed[0]
+    assert {item.rule for item in monitor.transitions()} == {"load"}
+
+
+def test_a_rule_that_does_not_fit_is_refused_and_changes_nothing() -> None:
+    _, monitor = alone()
+    with pytest.raises(UsageError, match="column 'no_such_column'"):
+        monitor.add_rule("bad", "no_such_column", warning=1)
+    with pytest.raises(UsageError, match="neither a column's name nor a function"):
+        monitor.add_rule("bad", 5, warning=1)  # type: ignore[arg-type]
+    assert monitor.plan().rules == ()
+
+
+def test_a_rule_takes_the_place_of_a_built_in_one_and_its_defaults_from_the_settings() -> None:
+    _, monitor = alone(Settings(alert_for_seconds=7, alert_keep_seconds=70))
+    rule = monitor.add_rule("cpu high", "cpu_utilization_ratio", warning=0.5, resource="cpu")
+    assert (rule.for_seconds, rule.keep_seconds, rule.unit) == (7, 70, "ratio")
+    assert [item.warning for item in monitor.plan().all_rules() if item.name == "cpu high"] == [0.5]
+
+
+def test_callbacks_are_timed_and_counted_and_need_not_be_hashable() -> None:
+    clock, monitor = alone(cpu_utilization_ratio=0.99)
+
+    class Unhashable:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, item: AlertTransition) -> None:
+            clock.advance(3.0)
+
+    def failing(item: AlertTransition) -> None:
+        raise ValueError("no")
+
+    monitor.add_callback(Unhashable())
+    monitor.add_callback(failing)
+    done = threading.Event()
+    monitor.after_callbacks = lambda item: done.set()
+    with monitor:
+        until(clock, done)
+    slow, bad = monitor.callback_stats()
+    assert (slow.name, slow.failures, bad.failures) == ("Unhashable", 0, bad.calls)
+    assert slow.longest_seconds >= 3.0
+    assert slow.seconds_total == pytest.approx(slow.calls * 3.0, abs=slow.calls * 1.0)
+    assert bad.calls >= 2
+
+
+def test_a_silenced_move_calls_nobody_and_is_kept() -> None:
+    monitor = ResourceMonitor(Settings(), probe=ScriptedProbe([Sample()], LIMITS), ring_path="/nowhere/ring")
+    heard, events = [], []
+    monitor.bus.subscribe(events.append)
+    monitor.add_callback(lambda item: heard.append(item.kind))
+    with monitor:
+        monitor.deliver(transition())
+        monitor.deliver(replace(transition(kind="escalated"), silenced=True))
+        monitor.deliver(transition(kind="resolved"))
+    assert heard == ["fired", "resolved"]
+    assert [item.kind for item in monitor.transitions()] == ["fired", "escalated", "resolved"]
+    assert len(events) == 3
+
+
+def test_alone_it_samples_faster_while_somebody_works_or_looks() -> None:
+    clock = FakeClock()
+    monitor = ResourceMonitor(Settings(), probe=ScriptedProbe([Sample()], LIMITS), clock=clock)
+    monitor.set_busy(True)
+    with monitor:
+        assert monitor._sampler is not None
+        assert monitor._sampler.interval(clock.monotonic()) == 1.0
+        monitor.set_busy(False)
+        assert monitor._sampler.interval(clock.monotonic()) == 10.0
+        monitor.watch(5.0)
+        assert monitor._sampler.interval(clock.monotonic()) == 1.0
+        clock.advance(6.0)
+        assert monitor._sampler.interval(clock.monotonic()) == 10.0

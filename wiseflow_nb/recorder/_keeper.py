@@ -112,6 +112,7 @@ class Keeper:
         self._drain(0.0)
         now = self._clock.time()
         self._local.append(lambda: self._writer.write_blocks(partial=True))
+        self._local.append(lambda: self._writer.resolve_alerts(now))
         self._local.append(lambda: self._writer.meta("heartbeat", now))
         self._local.append(lambda: self._writer.meta("ended_seconds", now))
         self._local.append(lambda: self._writer.meta("end_reason", self._end_reason or "the kernel vanished"))

@@ -192,6 +192,6 @@ def _used(sample: Sample, name: str) -> float:
 def _another_level(before: Sample, sample: Sample, name: str) -> bool:
     """Whether it is now counted elsewhere: a limit or the watched file system changed."""
     total = "memory_limit_bytes" if name.startswith("memory") else "filesystem_size_bytes"
-    was, now = getattr(before, total), getattr(sample, total)
+    was, now = float(getattr(before, total)), float(getattr(sample, total))
     # One that cannot be told is no news.
     return was == was and now == now and was != now

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,13 @@ from wiseflow_nb.events import EventBus
 from wiseflow_nb.records import (
     NAN,
     SAMPLE_COLUMNS,
+    AlertState,
     AlertTransition,
     AlertView,
     EventRecord,
     Limits,
     Sample,
+    Severity,
     alert_view,
 )
 from wiseflow_nb.resources._announcer import AlertCallback, Announcer, CallbackStats
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wiseflow_nb.resources")
 KEPT_SAMPLES = 3600
 KEPT_TRANSITIONS = 1000
+#: What another process told so short before its end may not have been committed.
+UNSURE_SECONDS = 10.0
 
 
 def sampling_plan(settings: Settings, rules: tuple[AlertRule, ...] = (), revision: int = 0) -> SamplingPlan:
@@ -426,6 +431,33 @@ class ResourceMonitor:
         self._remember(transition)
         self._announcer.deliver(transition)
 
+    def close_alerts(self, reason: str) -> None:
+        """End every open alert that another process judged, because it does so no more."""
+        own = {view.alert_id for view in self._functions.active()}
+        now = self._clock.time()
+        known = self.transitions()
+        last = {item.alert_id: item for item in known}
+        if self.on_own_alert is not None:
+            for item in known:
+                # What it told last may not be on record; what is stays as it is.
+                if now - item.time_seconds < UNSURE_SECONDS:
+                    self.on_own_alert(item)
+        for alert_id in [key for key in self._open if key not in own]:
+            before = last[alert_id]
+            self._own_alert(
+                replace(
+                    before,
+                    kind="resolved",
+                    from_state=before.to_state,
+                    to_state=AlertState.UNKNOWN,
+                    severity=Severity.NONE,
+                    time_seconds=now,
+                    message=f"{before.rule} is not known any more: {reason}",
+                    top_processes=(),
+                    silenced=False,
+                )
+            )
+
     def apply_settings(self, settings: Settings) -> None:
         """Take new settings, from the next sample on."""
         self._settings = settings
@@ -514,5 +546,5 @@ def _unit_of(column: str) -> str:
     if column.endswith("_per_second"):
         return column.removesuffix("_per_second").rsplit("_", 1)[1] + "/s"
     words = column.removesuffix("_total").split("_")
-    known = {"ratio": "ratio", "bytes": "bytes", "seconds": "seconds", "limit": "seconds"}
+    known = {"ratio": "ratio", "bytes": "bytes", "seconds": "seconds", "limit": "seconds", "count": ""}
     return known.get(words[-1], "" if column == FUNCTION else words[-1])

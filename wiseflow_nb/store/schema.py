@@ -48,7 +48,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             ok INTEGER, message TEXT, finished_seconds REAL)""",
         "CREATE INDEX commands_by_status ON commands (status)",
     ),
-    ("ALTER TABLE alerts ADD COLUMN silenced INTEGER NOT NULL DEFAULT 0",),
+    (
+        "ALTER TABLE alerts ADD COLUMN silenced INTEGER NOT NULL DEFAULT 0",
+        # The kernel hands in again what a killed recorder may not have committed.
+        "CREATE UNIQUE INDEX alerts_once ON alerts (alert_id, kind, time_seconds)",
+    ),
 )
 VERSION = len(MIGRATIONS)
 

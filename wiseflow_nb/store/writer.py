@@ -34,7 +34,7 @@ _STATEMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "task": (_upsert("tasks", TASK_COLUMNS), TASK_COLUMNS),
     "transition": (_upsert("transitions", TRANSITION_COLUMNS), TRANSITION_COLUMNS),
     "cell": (_upsert("cells", CELL_COLUMNS), CELL_COLUMNS),
-    "alert": (_upsert("alerts", ALERT_COLUMNS), ALERT_COLUMNS),
+    "alert": (_upsert("alerts", ALERT_COLUMNS).replace("OR REPLACE", "OR IGNORE"), ALERT_COLUMNS),
     "event": (
         _upsert("events", ("time_seconds", "kind", "message", "data")),
         ("time_seconds", "kind", "message", "data"),
@@ -154,6 +154,18 @@ class StoreWriter:
             )
         if silenced_until is not None:
             self._db.execute("UPDATE alert_marks SET silenced_until = ? WHERE alert_id = ?", (silenced_until, alert_id))
+
+    def resolve_alerts(self, now: float) -> None:
+        """Write the end of every alert that is still open: nobody judges it any more."""
+        self.begin()
+        self._db.execute(
+            "INSERT INTO alerts (alert_id, rule, resource, kind, from_state, to_state, severity, value, threshold, "
+            "peak, started_seconds, time_seconds, message, top_processes, silenced) "
+            "SELECT alert_id, rule, resource, 'resolved', to_state, 'unknown', 'none', value, threshold, "
+            "peak, started_seconds, ?, rule || ' ended with the session', '[]', 0 "
+            "FROM alerts WHERE rowid IN (SELECT max(rowid) FROM alerts GROUP BY alert_id) AND kind != 'resolved'",
+            (now,),
+        )
 
     def sample(self, sample: Sample) -> None:
         """Take one sample into the open block; in memory only until ``write_blocks``."""
