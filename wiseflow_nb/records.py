@@ -185,8 +185,8 @@ class AlertTransition:
     """One move of one alert. ``kind`` is what people are told: fired, escalated, de-escalated, repeated, resolved.
 
     ``alert_id`` stays the same from fired to resolved. ``value``, ``threshold`` and ``peak`` are in
-    the unit of the rule's column; the peak is the worst value so far. ``top_processes`` are (pid,
-    name, rss bytes, cpu seconds). A silenced transition is recorded; nobody is called.
+    ``unit`` (``ratio``: shown in percent); the peak is the worst value so far. ``top_processes`` are
+    (pid, name, rss bytes, cpu seconds). A silenced transition is recorded; nobody is called.
     """
 
     alert_id: str
@@ -204,6 +204,7 @@ class AlertTransition:
     message: str
     top_processes: tuple[tuple[int, str, float, float], ...] = ()
     silenced: bool = False
+    unit: str = "ratio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +341,7 @@ class AlertView:
     resolved_seconds: float
     message: str
     acknowledged: bool = False
+    unit: str = "ratio"
 
 
 def alert_view(item: AlertTransition, before: AlertView | None = None, *, acknowledged: bool = False) -> AlertView:
@@ -361,6 +363,7 @@ def alert_view(item: AlertTransition, before: AlertView | None = None, *, acknow
         resolved_seconds=item.time_seconds if resolved else NAN,
         message=item.message,
         acknowledged=acknowledged,
+        unit=item.unit,
     )
 
 
