@@ -373,6 +373,7 @@ class Snapshot:
 
     ``rev`` is what to ask with next. ``settings`` maps lower-case setting names to values;
     ``thresholds`` maps ``cpu|memory|disk`` to (warning, critical) ratios of 0-1.
+    ``shutdown_at_seconds`` is when the idle workers are going to be stopped; NaN: they are not.
     """
 
     info: SessionInfo
@@ -388,6 +389,7 @@ class Snapshot:
     thresholds: Mapping[str, tuple[float, float]]
     paused: bool = False
     reset: bool = False
+    shutdown_at_seconds: float = NAN
 
 
 def to_json_dict(record: Any) -> dict[str, Any]:

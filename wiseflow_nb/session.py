@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +132,7 @@ class Session:
             cells_running=lambda: bool(self._running_cells),
             tell_busy=self._recorder.set_busy,
             tell_pool=lambda status: self._recorder.put_meta("pool", json.dumps(to_json_dict(status))),
+            tell_shutdown=lambda at: self._recorder.put_meta("shutdown_at", json.dumps(at if at == at else None)),
             event=self.event,
         )
         self.view = LocalView(self)
@@ -381,6 +382,14 @@ class Session:
         """Whether no new task starts."""
         return self.tasks.paused
 
+    def shutdown_at(self) -> float:
+        """When the idle workers are going to be stopped (seconds since the epoch), or NaN."""
+        return self._governor.shutdown_at
+
+    def on_idle_stop_kernel(self, stop: Callable[[], None] | None) -> None:
+        """Set what stops the kernel when AUTO_SHUTDOWN_KERNEL asks for it; None: nothing can."""
+        self._governor.stop_kernel = stop
+
     def alert_transitions(self) -> Sequence[AlertTransition]:
         """The newest alert transitions, oldest first."""
         return self.monitor.transitions()
@@ -418,6 +427,8 @@ class Session:
             return CommandResult(False, str(error))
 
     def _perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
+        if verb != "watch":
+            self._governor.not_idle()
         if verb in ("acknowledge", "silence"):
             result = self._alert_verb(verb, arguments)
             return result if result.ok else self._recorder.request(verb, arguments)
@@ -470,7 +481,6 @@ class Session:
             self._recorder.put_meta("paused", json.dumps(self.tasks.paused))
         if verb != "configure":
             self.event("command", f"{verb}: {result.message} (by {who})", verb=verb, ok=result.ok, who=who)
-        self._governor.not_idle()
         return result
 
     def _command(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:

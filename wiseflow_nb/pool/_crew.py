@@ -51,6 +51,7 @@ class Crew:
         self._target = high
         self._reason = "as many as the bounds allow"
         self._closed = False
+        self._releases = 0
         self._broken = ""
         self._stats = PoolStats()
         self._records: deque[PoolRecord] = deque(maxlen=RECORDS_KEPT)
@@ -147,8 +148,11 @@ class Crew:
                 if self._closed or self._broken:
                     break
                 self._idle += 1
+                seen = self._releases
                 self._wake.wait()
                 self._idle -= 1
+                if seen != self._releases and not len(self._queue):
+                    break
             self._workers.discard(threading.current_thread())
             # Whoever waits may have to see that one worker fewer is there.
             self._wake.notify_all()

@@ -228,6 +228,12 @@ class ThreadPoolManager(Crew, Executor):
             self._apply_size()
         self._tell_listeners()
 
+    def release(self) -> None:
+        """End the workers that have nothing to do; new ones start when there is work again."""
+        with self._lock:
+            self._releases += 1
+            self._wake.notify_all()
+
     @contextlib.contextmanager
     def blocked(self) -> Iterator[None]:
         """While a worker of this pool waits in this block for other work, one more worker may run.
