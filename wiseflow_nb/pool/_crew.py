@@ -359,14 +359,17 @@ class Crew:
                     following = self._claim(me)
         finally:
             lock.release()
-        if following is None:
-            _current.set(None)
+        if following is not None:
+            return following
+        _current.set(None)
         if not quiet:
             try:
                 work._finish(value, error)
             except BaseException:  # noqa: BLE001  user code: a callback must not take the worker along
                 logger.exception("a callback of %r failed", work)
-        return following
+        # An error's traceback leads to the caller's frame, which is this one.
+        del work, value, error
+        return None
 
     # -- size ---------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -130,7 +130,7 @@ class PoolFuture(Future[ValueT]):
             If it was cancelled.
         """
         if self._state != FINISHED:
-            return super().result(timeout)
+            self._wait(timeout)
         error = self._exception
         if error is None:
             return self._result
@@ -142,9 +142,19 @@ class PoolFuture(Future[ValueT]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the call raised, or None; wait for it if need be. Raises as ``result`` does."""
-        if self._state == FINISHED:
-            return self._exception
-        return super().exception(timeout)
+        if self._state != FINISHED:
+            self._wait(timeout)
+        return self._exception
+
+    def _wait(self, timeout: float | None) -> None:
+        with self._condition:
+            if self._state not in _FINAL:
+                self._condition.wait(timeout)
+            state = self._state
+        if state == CANCELLED_AND_NOTIFIED:
+            raise CancelledError
+        if state != FINISHED:
+            raise TimeoutError(f"{self._name!r} had not ended after {timeout:g} s")
 
     def __await__(self) -> Generator[Any, None, ValueT]:
         return to_asyncio(self).__await__()
