@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import subprocess
 import sys
 import threading
 import time
@@ -309,36 +308,6 @@ def test_nothing_is_lost_or_run_twice_under_stress(make: type[Any]) -> None:
     assert sorted(ran) == expected
     assert all(future.done() for several in futures for future in several)
     check_closed(pool)
-
-
-@pytest.mark.parametrize("how", ["pool", "tasks"])
-def test_a_stuck_worker_does_not_keep_the_interpreter(how: str) -> None:
-    script = f"""
-import threading
-from wiseflow_nb.pool import ThreadPoolManager
-from wiseflow_nb.tasks import TaskManager
-entered = threading.Event()
-def stuck():
-    entered.set()
-    threading.Event().wait()
-work = ThreadPoolManager() if {how!r} == "pool" else TaskManager()
-future = work.submit(stuck)
-entered.wait()
-print("end of script", flush=True)
-"""
-    # Without a deadline this would never end at all; the bound is only there to tell the two apart.
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "end of script", "")
-
-
-def test_queued_work_still_runs_when_the_script_ends() -> None:
-    script = (
-        "from wiseflow_nb.pool import ThreadPoolManager\n"
-        "pool = ThreadPoolManager(1, 1)\n"
-        "for i in range(3): pool.submit(print, i, flush=True)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["0", "1", "2"]
 
 
 def test_ageing() -> None:

@@ -9,8 +9,9 @@ import time
 import weakref
 from typing import Protocol
 
-#: Workers that still run this long after the interpreter began to end are left behind.
-EXIT_DEADLINE_SECONDS = 2.0
+#: Workers that still run this long after the interpreter began to end are left behind; with the
+#: interpreter's own way out that makes less than 2 s.
+EXIT_DEADLINE_SECONDS = 1.5
 
 
 class Joinable(Protocol):

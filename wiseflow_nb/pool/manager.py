@@ -45,7 +45,7 @@ class ThreadPoolManager(Executor):
     Notes
     -----
     Four classes of priority, first in first out within a class; queued work climbs one class per
-    30 s, up to HIGH. Workers are daemon threads; at the interpreter's end they are waited for 2 s.
+    30 s, up to HIGH. Workers are daemon threads; at the interpreter's end they are waited for 1.5 s.
 
     Raises
     ------
