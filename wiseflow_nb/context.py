@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from wiseflow_nb.errors import TaskCancelledError, UsageError
 
@@ -108,7 +108,14 @@ class TaskContext:
         return taken
 
 
-_current: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar("wiseflow_nb_task", default=None)
+class HasContext(Protocol):
+    """Work that makes its context when it is first asked for: most work never asks."""
+
+    def task_context(self) -> TaskContext: ...
+
+
+Held = TaskContext | HasContext | None
+_current: contextvars.ContextVar[Held] = contextvars.ContextVar("wiseflow_nb_task", default=None)
 
 
 def current_task() -> TaskContext | None:
@@ -119,7 +126,8 @@ def current_task() -> TaskContext | None:
     >>> current_task() is None
     True
     """
-    return _current.get()
+    held = _current.get()
+    return held if held is None or isinstance(held, TaskContext) else held.task_context()
 
 
 def check_cancelled() -> None:
@@ -127,16 +135,16 @@ def check_cancelled() -> None:
 
     Call it in long loops: a running thread cannot be stopped from outside.
     """
-    context = _current.get()
+    context = current_task()
     if context is not None:
         context.check_cancelled()
 
 
-def enter_task(context: TaskContext) -> contextvars.Token[TaskContext | None]:
-    """Make ``context`` the current one; give the returned token to ``leave_task``."""
+def enter_task(context: TaskContext | HasContext) -> contextvars.Token[Held]:
+    """Make ``context``, or what makes one on demand, the current one; give the token to ``leave_task``."""
     return _current.set(context)
 
 
-def leave_task(token: contextvars.Token[TaskContext | None]) -> None:
+def leave_task(token: contextvars.Token[Held]) -> None:
     """Undo ``enter_task``."""
     _current.reset(token)
