@@ -36,7 +36,6 @@ class ManagerMachine(RuleBasedStateMachine):
             on_change=lambda record, move: self.log.append((record, move)),
         )
         self.scheduler = self.manager._scheduler
-        self.scheduler.timers.threaded = False
         self.manager.register_resource_cleanup_handler(self._cleaned)
         self.tasks: dict[str, Task[Any]] = {}
         self.news: queue.Queue[tuple[str, str]] = queue.Queue()
@@ -130,7 +129,6 @@ class ManagerMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.5, 2.0, 4.0, 31.0]))
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        self.scheduler.timers.run_due()
 
     @rule()
     def pause(self) -> None:
