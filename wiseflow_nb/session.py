@@ -42,7 +42,7 @@ from wiseflow_nb.store.frames import export_frame
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import RING_NAME, new_session_id, private_directory, sessions_root
 from wiseflow_nb.store.reader import list_sessions, session_directory
-from wiseflow_nb.tasks import TaskManager
+from wiseflow_nb.tasks import TaskManager, memory_gauges
 from wiseflow_nb.view import LocalView, StoreView, wiseflow_version
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class Session:
         )
         self.monitor.after_callbacks = self._after_alert
         self.pool = ThreadPoolManager(settings=self._settings, clock=clock)
-        self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed)
+        room = memory_gauges(self.monitor, lambda: self._settings, clock)
+        self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed, **room)
         self._recorder = RecorderClient(
             RecorderConfig(
                 session_id=self.id,

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 
 import wiseflow_nb.testing
 from tests.unit.test_task_invariants import Log, check_closed_manager, check_manager
+from wiseflow_nb.config import Settings
 from wiseflow_nb.context import OutputTail, TaskContext, current_task
 from wiseflow_nb.errors import DependencyError, TaskCancelledError, UsageError
-from wiseflow_nb.records import Priority, TaskRecord, TaskState
-from wiseflow_nb.tasks import Task, TaskManager
+from wiseflow_nb.records import Priority, Sample, TaskRecord, TaskState
+from wiseflow_nb.tasks import Task, TaskManager, memory_gauges
 from wiseflow_nb.tasks._admission import hold_reason, parse_size
 from wiseflow_nb.tasks._output import TaskOutput, routed
 from wiseflow_nb.tasks._stalled import NAMES_KEPT, UsualTimes, find_stalled
@@ -185,6 +186,29 @@ def test_a_gauge_that_fails_holds_nothing_back(caplog: pytest.LogCaptureFixture)
         assert task.result(0) == 0
     assert tasks._scheduler.slots.admission.failures >= 2
     assert caplog.text.count("further failures are counted only") == 1
+
+
+def test_the_gauges_of_a_monitor() -> None:
+    class Source:
+        sample: Sample | None = None
+
+        def latest(self) -> Sample | None:
+            return self.sample
+
+        def sample_now(self) -> Sample:
+            return Sample(memory_available_bytes=5.0)
+
+    source, clock, settings = Source(), FakeClock(), Settings(memory_threshold=80)
+    gauges = memory_gauges(source, lambda: settings, clock)
+    assert (gauges["memory_available"](), gauges["pressure"]()) == (5.0, "none")
+    told = []
+    for ratio in (0.5, 0.7, 0.8, math.nan):
+        source.sample = Sample(time_seconds=clock.time(), memory_utilization_ratio=ratio)
+        told.append(gauges["pressure"]())
+    assert told == ["none", "warning", "critical", "none"]
+    source.sample = Sample(time_seconds=clock.time(), memory_utilization_ratio=0.99)
+    clock.advance(3 * settings.resource_check_interval + 1)
+    assert gauges["pressure"]() == "none"
 
 
 def test_why_nothing_starts_while_paused(bench: Bench) -> None:

@@ -6,10 +6,13 @@ import logging
 import math
 import re
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from wiseflow_nb.clock import Clock
+from wiseflow_nb.config import Settings
 from wiseflow_nb.errors import UsageError
-from wiseflow_nb.records import NAN, Priority
+from wiseflow_nb.records import NAN, Priority, Sample
+from wiseflow_nb.sizing import pressure_of
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 
@@ -94,6 +97,46 @@ def hold_reason(
             f"{available_bytes / 1e9:.2f} GB are available{promised}"
         )
     return ""
+
+
+class SampleSource(Protocol):
+    """What gives readings of the resources: a ``ResourceMonitor``."""
+
+    def sample_now(self) -> Sample: ...
+
+    def latest(self) -> Sample | None: ...
+
+
+def memory_gauges(source: SampleSource, settings: Callable[[], Settings], clock: Clock) -> dict[str, Any]:
+    """Return ``memory_available`` and ``pressure`` for a ``TaskManager``, read from a monitor.
+
+    Parameters
+    ----------
+    settings
+        Gives the settings in force, for the thresholds of memory.
+
+    Examples
+    --------
+    >>> from wiseflow_nb.resources.monitor import ResourceMonitor
+    >>> from wiseflow_nb.clock import SYSTEM_CLOCK
+    >>> settings = Settings()
+    >>> gauges = memory_gauges(ResourceMonitor(settings), lambda: settings, SYSTEM_CLOCK)
+    >>> gauges["memory_available"]() > 0, gauges["pressure"]()
+    (True, 'none')
+    """
+
+    def available() -> float:
+        return source.sample_now().memory_available_bytes
+
+    def pressure() -> str:
+        sample, current = source.latest(), settings()
+        # An old sample (of a sampler that died) must not hold tasks back for ever.
+        if sample is None or clock.time() - sample.time_seconds > 3 * current.resource_check_interval:
+            return "none"
+        warning, critical = current.thresholds()["memory"]
+        return ("none", "warning", "critical")[pressure_of(sample.memory_utilization_ratio, warning, critical)]
+
+    return {"memory_available": available, "pressure": pressure}
 
 
 class Admission:
