@@ -45,7 +45,7 @@ from wiseflow_nb.resources.monitor import ResourceMonitor
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import RING_NAME, new_session_id, private_directory, sessions_root
 from wiseflow_nb.store.reader import list_sessions, session_directory
-from wiseflow_nb.tasks import TaskManager
+from wiseflow_nb.tasks import TaskManager, memory_gauges
 from wiseflow_nb.view import LocalView, StoreView, wiseflow_version
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ class Session:
         self.monitor.on_own_alert = functools.partial(self._put, "alert")
         self.monitor.on_rules_change = self._rules_changed
         self.pool = ThreadPoolManager(settings=self._settings, clock=clock)
-        self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed)
+        room = memory_gauges(self.monitor, lambda: self._settings, clock)
+        self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed, **room)
         self._recorder = RecorderClient(
             RecorderConfig(
                 session_id=self.id,

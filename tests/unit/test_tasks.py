@@ -44,11 +44,9 @@ class Bench:
         self.tasks = TaskManager(
             self.executor, clock=self.clock, on_change=lambda *change: self.log.append(change), **options
         )
-        self.tasks._scheduler.timers.threaded = False
 
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        self.tasks._scheduler.timers.run_due()
 
     def run(self) -> None:
         self.executor.run_all()

@@ -19,6 +19,7 @@ def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> 
             _cancel_all(scheduler, effects, running=mode == "now")
         scheduler._dispatch(effects)
     perform(effects)
+    scheduler.loop.drive()
     clock = scheduler.clock
     clock.wait(scheduler.quiet, None if deadline is None else max(0.0, deadline - clock.monotonic()))
     if not scheduler.quiet.is_set():

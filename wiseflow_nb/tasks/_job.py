@@ -25,6 +25,7 @@ class Attempt:
 
     __slots__ = (
         "asked",
+        "asked_at",
         "context",
         "cpu_seconds",
         "cpu_source",
@@ -32,6 +33,7 @@ class Attempt:
         "ended",
         "error",
         "number",
+        "progress_at",
         "stop",
         "timer",
         "value",
@@ -46,6 +48,9 @@ class Attempt:
         self.driver: asyncio.Task[None] | None = None
         self.ended = False
         self.asked = False
+        #: Seconds since the epoch; NaN: never.
+        self.asked_at = NAN
+        self.progress_at = NAN
         self.value: Any = None
         self.error: BaseException | None = None
         self.wall_seconds = NAN
@@ -77,6 +82,8 @@ class Job:
         "rng",
         "root_cause",
         "skipped",
+        "takers",
+        "takes",
         "task",
         "task_ref",
         "variables",
@@ -105,6 +112,9 @@ class Job:
         #: Own class, or the highest class of those that wait for this task.
         self.level: Priority = options.priority
         self.remaining = 0
+        #: Dependents that may still take the result, where it is not to be kept.
+        self.takers = 0
+        self.takes: list[Job] = []
         self.dependencies: list[Job] = []
         self.dependents: list[Job] = []
         self.waiters: list[Job] = []
@@ -128,6 +138,11 @@ class Job:
     @property
     def state(self) -> TaskState:
         return self.record.state
+
+    @property
+    def released(self) -> bool:
+        """Whether the task completed and its value was not kept for those that come late."""
+        return self.state is TaskState.COMPLETED and not self.options.keep_result
 
     @property
     def label(self) -> str:

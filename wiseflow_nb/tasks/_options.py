@@ -9,17 +9,24 @@ from typing import Any
 
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import Priority
+from wiseflow_nb.tasks._admission import parse_size
 from wiseflow_nb.tasks._retry import Retry
 from wiseflow_nb.tasks.task import Task
 
 TRIGGERS = ("all_completed", "all_done")
 NO_RETRY = Retry()
 KINDS = ("auto", "thread", "async")
+#: What a cleanup handler may take, in seconds.
+CLEANUP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """The options of a task. ``timeout`` (each attempt) and ``deadline`` (from submit) are seconds."""
+    """The options of a task.
+
+    ``timeout`` (each attempt), ``deadline`` (from submit) and ``cleanup_budget`` are seconds,
+    ``memory`` is bytes.
+    """
 
     name: str = ""
     priority: Priority = Priority.NORMAL
@@ -28,9 +35,13 @@ class TaskOptions:
     timeout: float | None = None
     deadline: float | None = None
     cleanup: Callable[..., Any] | None = None
+    cleanup_always: bool = False
+    cleanup_budget: float = CLEANUP_SECONDS
     tags: tuple[str, ...] = ()
     trigger: str = "all_completed"
+    memory: float | None = None
     kind: str = "auto"
+    keep_result: bool = True
 
     def changed(self, given: Mapping[str, Any]) -> TaskOptions:
         """Return the options with some of them changed.
@@ -59,9 +70,15 @@ def _checked(name: str, value: Any) -> Any:
         return tuple(_several(name, value, (Task, str)))
     if name == "tags":
         return tuple(_several(name, value, (str,)))
-    if name in ("timeout", "deadline") and value is not None:
+    if name == "memory" and value is not None:
+        return parse_size(value)
+    if name in ("cleanup_always", "keep_result") and not isinstance(value, bool):
+        raise UsageError(f"{name} {value!r} is neither True nor False; give one of them")
+    if name == "cleanup_budget" or (name in ("timeout", "deadline") and value is not None):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise UsageError(f"{name} {value!r} is not a time; give seconds above 0, or None")
+            raise UsageError(
+                f"{name} {value!r} is not a time; give seconds above 0{'' if name == 'cleanup_budget' else ', or None'}"
+            )
         return float(value)
     if name == "cleanup" and value is not None and not callable(value):
         raise UsageError(f"cleanup {value!r} cannot be called; give a function")

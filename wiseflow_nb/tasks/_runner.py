@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import time
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,9 @@ class Runner:
         attempt.cpu_source = "thread_time"
         attempt.wall_seconds = scheduler.clock.monotonic() - started
         if scheduler.code_ended(job, attempt):
-            handlers = _cleanup.collect(attempt.context, job.options.cleanup, scheduler.cleanup_handlers())
-            scheduler.attempt_ended(job, attempt, _cleanup.run_in_thread(handlers, scheduler.loop))
+            watch = functools.partial(scheduler.watch_cleanup, job, attempt)
+            handlers = scheduler.cleanup_of(job, attempt)
+            scheduler.attempt_ended(job, attempt, _cleanup.run_in_thread(handlers, scheduler.loop, watch))
 
     def start_coroutine(self, job: Job, attempt: Attempt) -> None:
         """Begin a coroutine; called on the loop."""
@@ -89,7 +91,7 @@ class Runner:
         attempt.cpu_source = "coroutine_steps"
         attempt.wall_seconds = scheduler.clock.monotonic() - started
         if scheduler.code_ended(job, attempt):
-            handlers = _cleanup.collect(attempt.context, job.options.cleanup, scheduler.cleanup_handlers())
+            handlers = scheduler.cleanup_of(job, attempt)
             scheduler.attempt_ended(job, attempt, await _cleanup.run_on_loop(handlers))
 
 
