@@ -6,9 +6,12 @@ in whatever they await.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from wiseflow_nb.errors import TaskCancelledError, UsageError
@@ -26,11 +29,12 @@ class CancelToken:
     (True, 'no longer needed')
     """
 
-    __slots__ = ("_event", "_lock", "reason")
+    __slots__ = ("_event", "_lock", "_told", "reason")
 
     def __init__(self) -> None:
         self._event = threading.Event()
         self._lock = threading.Lock()
+        self._told: Callable[[str], None] | None = None
         self.reason = ""
 
     @property
@@ -45,17 +49,58 @@ class CancelToken:
                 return False
             self.reason = reason
             self._event.set()
+            if self._told is not None:
+                self._told(reason)
             return True
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until cancelled or until ``timeout`` seconds have passed; return ``cancelled``."""
         return self._event.wait(timeout)
 
+    @contextlib.contextmanager
+    def telling(self, told: Callable[[str], None]) -> Iterator[None]:
+        """Inside the block, call ``told(reason)`` when this is cancelled; at once if it is already.
+
+        It is called by whoever cancels, who may hold a lock: it should do no more than pass the
+        word on. It is never called after the block.
+        """
+        with self._lock:
+            self._told = told
+            if self._event.is_set():
+                told(self.reason)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._told = None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRun:
+    """What is known of an attempt whose code ran in another process.
+
+    ``source`` is how the CPU seconds were measured, ``memory_source`` how the peak was; ``asked``
+    whether the code was asked to stop before it ended; ``forced`` whether its process was killed.
+    """
+
+    source: str = "unknown"
+    cpu_seconds: float = math.nan
+    memory_peak_bytes: float = math.nan
+    output_tail: str = ""
+    asked: bool = False
+    forced: bool = False
+    cleanup_failures: tuple[str, ...] = ()
+
+    @property
+    def memory_source(self) -> str:
+        """How the peak was measured; ``unknown`` where the system does not tell it."""
+        return "unknown" if math.isnan(self.memory_peak_bytes) else "process"
+
 
 class TaskContext:
     """The running attempt, as its own code sees it through ``current_task()``."""
 
-    __slots__ = ("_cleanups", "_on_progress", "attempt", "name", "task_id", "token")
+    __slots__ = ("_cleanups", "_on_progress", "attempt", "name", "remote", "task_id", "token")
 
     def __init__(
         self,
@@ -70,12 +115,19 @@ class TaskContext:
         self.attempt = attempt
         self.token = token if token is not None else CancelToken()
         self._on_progress = on_progress
+        #: Set when this attempt's code ran in another process and has ended.
+        self.remote: RemoteRun | None = None
         self._cleanups: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
 
     @property
     def cancelled(self) -> bool:
         """Whether this attempt was asked to stop (by a cancel, a time-out or a shutdown)."""
         return self.token.cancelled
+
+    @property
+    def forced(self) -> bool:
+        """For cleanup handlers: whether the code was killed, so that nothing inside it cleaned up."""
+        return self.remote is not None and self.remote.forced
 
     def check_cancelled(self) -> None:
         """Raise ``TaskCancelledError`` if this attempt was asked to stop."""
