@@ -29,7 +29,8 @@ class PoolRecord:
     """What one piece of work cost. Durations are seconds; times are seconds since the epoch, UTC.
 
     ``state`` is completed, failed or cancelled. ``cpu_seconds`` is the worker thread's own CPU time
-    (``cpu_source`` says so), NaN when the work never ran.
+    (``cpu_source`` says so), or that of the process where the work ran; NaN when it never ran. The
+    peak of memory is known of a process only.
     """
 
     work_id: str
@@ -44,6 +45,8 @@ class PoolRecord:
     cpu_source: str = "unknown"
     error: str = ""
     cleanup_failures: int = 0
+    memory_peak_bytes: float = NAN
+    memory_source: str = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,9 @@ def run_work(work: Work, monotonic: Callable[[], float], epoch: float) -> tuple[
     if error is not None:
         failures = _run_cleanups(work)
     leave_task(token)
+    remote = work.context.remote
+    if remote is not None:
+        failures += len(remote.cleanup_failures)
     state = "completed" if error is None else "cancelled" if isinstance(error, TaskCancelledError) else "failed"
     record = PoolRecord(
         f"p{work.key}",
@@ -158,10 +164,12 @@ def run_work(work: Work, monotonic: Callable[[], float], epoch: float) -> tuple[
         epoch,
         started - work.queued_at,
         wall_seconds,
-        cpu_seconds,
-        "thread_time",
+        cpu_seconds if remote is None else remote.cpu_seconds,
+        "thread_time" if remote is None else remote.source,
         "" if error is None else f"{type(error).__name__}: {error}",
         failures,
+        NAN if remote is None else remote.memory_peak_bytes,
+        "unknown" if remote is None else remote.memory_source,
     )
     return value, error, record
 

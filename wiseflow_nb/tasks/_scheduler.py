@@ -26,6 +26,7 @@ from wiseflow_nb.errors import (
 )
 from wiseflow_nb.futures import settle
 from wiseflow_nb.pool import ThreadPoolManager
+from wiseflow_nb.pool._process import ProcessWorkers
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _waiting
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
@@ -49,6 +50,7 @@ class Scheduler(Lives):
             clock=clock, limit=limit, thread_room=self._thread_room, on_change=on_change, id_prefix=id_prefix
         )
         self.pool = pool
+        self.processes = pool.processes if isinstance(pool, ThreadPoolManager) else ProcessWorkers()
         self.loop = LoopThread("wiseflow-tasks")
         self.runner = Runner(self)
         self._unlisten = pool._add_listener(self.wake) if isinstance(pool, ThreadPoolManager) else None

@@ -35,7 +35,7 @@ NOW_SECONDS = 5.0
 
 
 class TaskManager:
-    """Runs tasks: coroutines on a loop thread of its own, plain callables on a pool.
+    """Runs tasks: coroutines on a loop thread of its own, plain callables on a pool or in processes.
 
     Parameters
     ----------
@@ -140,7 +140,13 @@ class TaskManager:
             ``all_completed`` (default), or ``all_done``: run whatever became of the dependencies;
             one that did not complete is then handed over as the ``Task`` itself.
         kind
-            ``auto`` (default), ``thread`` or ``async``.
+            ``auto`` (default: ``async`` for a coroutine function, else ``thread``), ``thread``,
+            ``async``, or ``process``: a worker process to itself, with exact CPU time and peak
+            memory. A cancel or a time-out stops it: ``TaskCancelledError`` is raised in the code
+            after 0.25 s, and after 0.5 s the process is killed with all that it started. If the
+            process dies, that task alone fails with ``WorkerLostError``.
+        idempotent
+            With True a task whose worker process was lost is run once more; default not.
 
         Raises
         ------
