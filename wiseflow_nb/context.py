@@ -6,9 +6,12 @@ in whatever they await.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from wiseflow_nb.errors import TaskCancelledError, UsageError
@@ -33,11 +36,12 @@ class CancelToken:
     (True, 'no longer needed')
     """
 
-    __slots__ = ("_event", "cancelled", "reason")
+    __slots__ = ("_event", "_told", "cancelled", "reason")
 
     def __init__(self) -> None:
         # Most tokens are never waited for: the event is made by the first that does.
         self._event: threading.Event | None = None
+        self._told: Callable[[str], None] | None = None
         #: Whether the task was asked to stop; set by ``cancel`` only.
         self.cancelled = False
         self.reason = ""
@@ -50,6 +54,8 @@ class CancelToken:
             self.reason = reason
             self.cancelled = True
             event = self._event
+            if self._told is not None:
+                self._told(reason)
         if event is not None:
             event.set()
         return True
@@ -63,6 +69,23 @@ class CancelToken:
                 self._event = threading.Event()
             event = self._event
         return event.wait(timeout)
+
+    @contextlib.contextmanager
+    def telling(self, told: Callable[[str], None]) -> Iterator[None]:
+        """Inside the block, call ``told(reason)`` when this is cancelled; at once if it is already.
+
+        It is called by whoever cancels, who may hold a lock: it should do no more than pass the
+        word on. It is never called after the block.
+        """
+        with _lock:
+            self._told = told
+            if self.cancelled:
+                told(self.reason)
+        try:
+            yield
+        finally:
+            with _lock:
+                self._told = None
 
 
 class OutputTail:
@@ -96,10 +119,32 @@ class OutputTail:
         return "".join(self._parts)[-self._limit :]
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteRun:
+    """What is known of an attempt whose code ran in another process.
+
+    ``source`` is how the CPU seconds were measured, ``memory_source`` how the peak was; ``asked``
+    whether the code was asked to stop before it ended; ``forced`` whether its process was killed.
+    """
+
+    source: str = "unknown"
+    cpu_seconds: float = math.nan
+    memory_peak_bytes: float = math.nan
+    output_tail: str = ""
+    asked: bool = False
+    forced: bool = False
+    cleanup_failures: tuple[str, ...] = ()
+
+    @property
+    def memory_source(self) -> str:
+        """How the peak was measured; ``unknown`` where the system does not tell it."""
+        return "unknown" if math.isnan(self.memory_peak_bytes) else "process"
+
+
 class TaskContext:
     """The running attempt, as its own code sees it through ``current_task()``."""
 
-    __slots__ = ("_cleanups", "_on_progress", "_output", "_token", "attempt", "name", "task_id")
+    __slots__ = ("_cleanups", "_on_progress", "_output", "_token", "attempt", "name", "remote", "task_id")
 
     def __init__(
         self,
@@ -114,6 +159,8 @@ class TaskContext:
         self.attempt = attempt
         self._token = token
         self._on_progress = on_progress
+        #: Set when this attempt's code ran in another process and has ended.
+        self.remote: RemoteRun | None = None
         self._output: OutputTail | None = None
         self._cleanups: list[Cleanup] | None = None
 
@@ -131,6 +178,11 @@ class TaskContext:
         """Whether this attempt was asked to stop (by a cancel, a time-out or a shutdown)."""
         token = self._token
         return token is not None and token.cancelled
+
+    @property
+    def forced(self) -> bool:
+        """For cleanup handlers: whether the code was killed, so that nothing inside it cleaned up."""
+        return self.remote is not None and self.remote.forced
 
     def check_cancelled(self) -> None:
         """Raise ``TaskCancelledError`` if this attempt was asked to stop."""

@@ -194,6 +194,7 @@ class Session:
             steps.callback(self.monitor.stop)
             steps.callback(self.event, "session_closed", f"session {self.id} closed: {reason}")
             steps.callback(self._governor.tell_pool)
+            steps.callback(self.pool.processes.kill)
             steps.callback(self.pool.shutdown, wait=False, cancel_futures=True)
             steps.callback(self.tasks.shutdown, "now", timeout=timeout)
 

@@ -149,7 +149,7 @@ def test_options_are_checked(bench: Bench) -> None:
         with pytest.raises(UsageError):
             options(**{name: value})
     with pytest.raises(UsageError, match="auto, thread, async"):
-        options(kind="process")
+        options(kind="greenlet")
     with pytest.raises(UsageError, match="cannot be called"):
         bench.tasks.submit(3)  # type: ignore[call-overload]
     with pytest.raises(UsageError, match="max_concurrent"):

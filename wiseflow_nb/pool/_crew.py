@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
 from concurrent.futures.thread import BrokenThreadPool
+from dataclasses import replace
 from typing import Any
 
 from wiseflow_nb.clock import Clock, SystemClock
@@ -320,7 +321,7 @@ class Crew:
         queued = me.started - work._queued_at
         wall = ended - me.started
         cpu = (cpu_after - cpu_before) / 1e9
-        row = (
+        figures: Row = (
             work._number,
             work._name,
             work._priority,
@@ -332,6 +333,21 @@ class Crew:
             text,
             failures,
         )
+        row: Row | PoolRecord = figures
+        context = work._context
+        if context is not None and context.remote is not None:
+            # Its code ran in another process: what that cost is what counts.
+            remote = context.remote
+            cpu, failures = remote.cpu_seconds, failures + len(remote.cleanup_failures)
+            row = replace(
+                _record(figures),
+                cpu_seconds=cpu,
+                cpu_source=remote.source,
+                cleanup_failures=failures,
+                memory_peak_bytes=remote.memory_peak_bytes,
+                memory_source=remote.memory_source,
+            )
+            cpu = cpu if cpu == cpu else 0.0
         following = None
         lock = self.lock
         if not lock.acquire(False):
@@ -344,10 +360,11 @@ class Crew:
             self._queue_seconds += queued
             self._wall_seconds += wall
             self._cpu_seconds += cpu
+            if failures:
+                self._cleanup_failures += failures
             if error is None:
                 self._completed += 1
             else:
-                self._cleanup_failures += failures
                 if state == "failed":
                     self._failed += 1
                 else:

@@ -24,7 +24,8 @@ class PoolRecord:
     """What one piece of work cost. Durations are seconds; times are seconds since the epoch, UTC.
 
     ``state`` is completed, failed or cancelled. ``cpu_seconds`` is the worker thread's own CPU time
-    (``cpu_source`` says so), NaN when the work never ran.
+    (``cpu_source`` says so), or that of the process where the work ran; NaN when it never ran. The
+    peak of memory is known of a process only.
     """
 
     work_id: str
@@ -39,6 +40,8 @@ class PoolRecord:
     cpu_source: str = "unknown"
     error: str = ""
     cleanup_failures: int = 0
+    memory_peak_bytes: float = NAN
+    memory_source: str = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from wiseflow_nb.config import Settings
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool._crew import Crew
 from wiseflow_nb.pool._future import PoolFuture
+from wiseflow_nb.pool._process import ProcessWorkers, check_kind
 from wiseflow_nb.pool._view import PoolView
 from wiseflow_nb.pool._work import PoolStats, records_frame
 from wiseflow_nb.records import PoolStatus, Priority
@@ -79,6 +80,8 @@ class ThreadPoolManager(Executor):
         self._crew = Crew(low, high, clock, thread_name_prefix, initializer, initargs)
         self._crew.owned_by(self)
         self._listeners: list[Callable[[], None]] = []
+        #: What ``options(kind="process")`` runs in; nothing is started before the first such call.
+        self.processes = ProcessWorkers()
 
     # -- submitting -------------------------------------------------------------------------
 
@@ -102,6 +105,7 @@ class ThreadPoolManager(Executor):
         priority: Priority | str | int = Priority.NORMAL,
         name: str = "",
         cleanup: Callable[..., Any] | None = None,
+        kind: str = "thread",
     ) -> PoolView:
         """Return a light executor that submits here with these options.
 
@@ -114,11 +118,17 @@ class ThreadPoolManager(Executor):
         cleanup
             Called after work that failed or was cancelled while it ran; it is given the
             ``TaskContext`` if it has a required parameter.
+        kind
+            ``thread`` (default), or ``process``: each call has a worker process to itself while a
+            worker of this pool waits for it. CPU time and peak memory are then exact, a running
+            call can be stopped (``cancel_running``), and a crash is ``WorkerLostError`` for that
+            call alone. Functions made in a notebook, closures and lambdas work; what goes in and
+            comes back must pickle.
 
         Raises
         ------
         UsageError
-            If the priority is none of the four.
+            If the priority is none of the four, or the kind neither of the two.
 
         Examples
         --------
@@ -126,7 +136,7 @@ class ThreadPoolManager(Executor):
         ...     list(pool.options(priority="low").map(abs, [-1, -2]))
         [1, 2]
         """
-        return PoolView(self, _priority(priority), name, cleanup)
+        return PoolView(self, _priority(priority), name, cleanup, check_kind(kind))
 
     def _submit(
         self,
@@ -155,8 +165,9 @@ class ThreadPoolManager(Executor):
     def cancel_running(self, future: Future[Any], reason: str = "cancelled") -> bool:
         """Ask running work to stop; return whether it was running.
 
-        A thread cannot be stopped from outside: the work's ``current_task().cancelled`` turns true,
-        and it keeps its worker until it returns.
+        The work's ``current_task().cancelled`` turns true. A thread cannot be stopped from outside:
+        it keeps its worker until it returns. In a process, ``TaskCancelledError`` is raised in the
+        code after 0.25 s, and after 0.5 s the process is killed with all that it started.
         """
         crew = self._crew
         if not isinstance(future, PoolFuture) or future._crew is not crew:
@@ -264,6 +275,7 @@ class ThreadPoolManager(Executor):
         self._crew.close(cancel_queued=cancel_futures)
         if wait:
             self._crew.join(None)
+        self.processes.close()
 
     def _add_listener(self, listener: Callable[[], None]) -> Callable[[], None]:
         self._listeners.append(listener)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.tasks._job import Effects
 from wiseflow_nb.tasks._lives import perform
 from wiseflow_nb.tasks._scheduler import Scheduler
@@ -30,6 +31,8 @@ def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> 
                 scheduler._abandon(job, effects)
         perform(effects)
     scheduler.stop_listening()
+    if not isinstance(scheduler.pool, ThreadPoolManager):
+        scheduler.processes.close()
     scheduler.timers.close()
     scheduler.loop.stop()
 

@@ -32,7 +32,11 @@ class Attempt:
         "driver",
         "ended",
         "error",
+        "failures",
+        "memory_peak_bytes",
+        "memory_source",
         "number",
+        "output_tail",
         "progress_at",
         "stop",
         "timer",
@@ -56,6 +60,23 @@ class Attempt:
         self.wall_seconds = NAN
         self.cpu_seconds = NAN
         self.cpu_source = "unknown"
+        self.memory_peak_bytes = NAN
+        self.memory_source = "unknown"
+        self.output_tail = ""
+        #: What failed of the cleanup inside a process.
+        self.failures: tuple[str, ...] = ()
+
+    def take_remote(self) -> None:
+        """Take over what is known of code that ran in another process."""
+        remote = self.context.remote
+        if remote is None:
+            return
+        self.cpu_seconds, self.cpu_source = remote.cpu_seconds, remote.source
+        self.memory_peak_bytes, self.memory_source = remote.memory_peak_bytes, remote.memory_source
+        self.output_tail = remote.output_tail
+        self.failures = remote.cleanup_failures
+        # Here it may have been asked while its result was on the way.
+        self.asked = remote.asked
 
 
 class Job:
@@ -78,6 +99,7 @@ class Job:
         "ready_at",
         "record",
         "remaining",
+        "rerun",
         "retry_timer",
         "rng",
         "root_cause",
@@ -115,6 +137,8 @@ class Job:
         #: Dependents that may still take the result, where it is not to be kept.
         self.takers = 0
         self.takes: list[Job] = []
+        #: Whether it was queued once more because its worker was lost.
+        self.rerun = False
         self.dependencies: list[Job] = []
         self.dependents: list[Job] = []
         self.waiters: list[Job] = []

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from wiseflow_nb.clock import Clock
-from wiseflow_nb.errors import TaskCancelledError, TaskSkippedError, TaskTimeoutError
+from wiseflow_nb.errors import TaskCancelledError, TaskSkippedError, TaskTimeoutError, WorkerLostError
 from wiseflow_nb.futures import settle
 from wiseflow_nb.records import Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _cleanup, _output
@@ -126,10 +126,17 @@ class Lives:
         may_retry = (
             self.retries_allowed
             and attempt.stop not in (Stop.CANCEL, Stop.DEADLINE)
-            and attempt.number <= job.options.retry.times
+            and attempt.number - job.rerun <= job.options.retry.times
             and job.options.retry.covers(error)
         )
-        return outcome(stop, error, may_retry=may_retry)
+        may_rerun = (
+            self.retries_allowed
+            and job.options.idempotent is True
+            and not job.rerun
+            and attempt.stop is Stop.NONE
+            and isinstance(error, WorkerLostError)
+        )
+        return outcome(stop, error, may_retry=may_retry, may_rerun=may_rerun)
 
     def _conclude(self, job: Job, attempt: Attempt, state: TaskState, failures: list[str], effects: Effects) -> None:
         if job.attempt is not attempt or job.state.terminal:
@@ -151,12 +158,20 @@ class Lives:
             "wall_seconds": attempt.wall_seconds,
             "cpu_seconds": attempt.cpu_seconds,
             "cpu_source": attempt.cpu_source,
-            "output_tail": attempt.context.output_tail,
+            "memory_peak_bytes": attempt.memory_peak_bytes,
+            "memory_source": attempt.memory_source,
+            "output_tail": attempt.output_tail or attempt.context.output_tail,
             **described(error if state is not TaskState.CANCELLED else attempt.error),
         }
         told = "; ".join([*([reason] if reason else []), *failures])
+        if state is TaskState.PENDING:
+            job.rerun, job.ready_at = True, self.clock.monotonic()
+            told = "; ".join(["its worker process was lost, it runs once more", *failures])
+            self.ledger.move(job, state, told, ready_seconds=self.clock.time(), **changes)
+            self.slots.push(job)
+            return
         if state is TaskState.RETRY_WAIT:
-            delay = job.options.retry.delay(attempt.number, job.rng)
+            delay = job.options.retry.delay(attempt.number - job.rerun, job.rng)
             told = "; ".join([f"attempt {attempt.number} failed, the next in {delay:.3g} s", *failures])
             self.ledger.move(job, state, told, **changes)
             due = self.clock.monotonic() + delay

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from wiseflow_nb.errors import UsageError
+from wiseflow_nb.pool._process import check_kind
 from wiseflow_nb.records import Priority
 from wiseflow_nb.tasks._admission import parse_size
 from wiseflow_nb.tasks._retry import Retry
@@ -15,7 +16,7 @@ from wiseflow_nb.tasks.task import Task
 
 TRIGGERS = ("all_completed", "all_done")
 NO_RETRY = Retry()
-KINDS = ("auto", "thread", "async")
+KINDS = ("auto", "thread", "async", "process")
 #: What a cleanup handler may take, in seconds.
 CLEANUP_SECONDS = 30.0
 
@@ -42,6 +43,7 @@ class TaskOptions:
     memory: float | None = None
     kind: str = "auto"
     keep_result: bool = True
+    idempotent: bool | None = None
 
     def changed(self, given: Mapping[str, Any]) -> TaskOptions:
         """Return the options with some of them changed.
@@ -86,6 +88,10 @@ def _checked(name: str, value: Any) -> Any:
         raise UsageError(f"trigger {value!r} is unknown; give one of {', '.join(TRIGGERS)}")
     if name == "kind" and value not in KINDS:
         raise UsageError(f"kind {value!r} is not supported; give one of {', '.join(KINDS)}")
+    if name == "kind" and value == "process":
+        return check_kind(value)
+    if name == "idempotent" and not (value is None or isinstance(value, bool)):
+        raise UsageError(f"idempotent {value!r} is neither True nor False; give one of them, or None")
     if name == "name":
         return str(value)
     return value
@@ -100,7 +106,7 @@ def _several(name: str, value: Any, kinds: tuple[type, ...]) -> list[Any]:
 
 
 def kind_of(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> str:
-    """Where a call is to run: ``thread`` or ``async``.
+    """Where a call is to run: ``thread``, ``process`` or ``async``.
 
     Raises
     ------
@@ -108,7 +114,7 @@ def kind_of(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Tas
         If it cannot be called, or a coroutine object is asked for what it cannot do.
     """
     if inspect.iscoroutine(fn):
-        if args or kwargs or options.retry.times or options.kind == "thread":
+        if args or kwargs or options.retry.times or options.kind in ("thread", "process"):
             raise UsageError("a coroutine object takes no arguments, runs once and on a loop; submit its function")
         return "async"
     if not callable(fn):

@@ -40,7 +40,8 @@ class Runner:
         cpu_started = time.thread_time_ns()
         try:
             args, kwargs = _with_results(job)
-            attempt.value = job.fn(*args, **kwargs)
+            call = job.fn if job.record.kind != "process" else scheduler.processes.call(job.fn)
+            attempt.value = call(*args, **kwargs)
             del args, kwargs
             if inspect.iscoroutine(attempt.value):
                 attempt.value.close()
@@ -51,11 +52,13 @@ class Runner:
         attempt.asked = attempt.context.cancelled
         attempt.cpu_seconds = (time.thread_time_ns() - cpu_started) / 1e9
         attempt.cpu_source = "thread_time"
+        attempt.take_remote()
         attempt.wall_seconds = scheduler.clock.monotonic() - started
         if scheduler.code_ended(job, attempt):
             watch = functools.partial(scheduler.watch_cleanup, job, attempt)
             handlers = scheduler.cleanup_of(job, attempt)
-            scheduler.attempt_ended(job, attempt, _cleanup.run_in_thread(handlers, scheduler.loop, watch))
+            failures = _cleanup.run_in_thread(handlers, scheduler.loop, watch)
+            scheduler.attempt_ended(job, attempt, [*attempt.failures, *failures])
 
     def start_coroutine(self, job: Job, attempt: Attempt) -> None:
         """Begin a coroutine; called on the loop."""

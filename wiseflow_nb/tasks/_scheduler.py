@@ -26,6 +26,7 @@ from wiseflow_nb.errors import (
 )
 from wiseflow_nb.futures import settle
 from wiseflow_nb.pool import ThreadPoolManager
+from wiseflow_nb.pool._process import ProcessWorkers
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _output, _waiting
 from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
@@ -66,6 +67,7 @@ class Scheduler(Lives):
             id_prefix=id_prefix,
         )
         self.pool = pool
+        self.processes = pool.processes if isinstance(pool, ThreadPoolManager) else ProcessWorkers()
         self.loop = loop
         self._recheck: TimerHandle | None = None
         self.runner = Runner(self)

@@ -40,7 +40,7 @@ NOW_SECONDS = 5.0
 
 
 class TaskManager:
-    """Runs tasks: coroutines on a loop thread of its own, plain callables on a pool.
+    """Runs tasks: coroutines on a loop thread of its own, plain callables on a pool or in processes.
 
     Parameters
     ----------
@@ -176,7 +176,13 @@ class TaskManager:
             False: the value goes to the tasks submitted with it until then and is dropped;
             ``result()`` waits and gives None. Default True: it lives as long as the ``Task``.
         kind
-            ``auto`` (default), ``thread`` or ``async``.
+            ``auto`` (default: ``async`` for a coroutine function, else ``thread``), ``thread``,
+            ``async``, or ``process``: a worker process to itself, with exact CPU time and peak
+            memory. A cancel or a time-out stops it: ``TaskCancelledError`` is raised in the code
+            after 0.25 s, and after 0.5 s the process is killed with all that it started. If the
+            process dies, that task alone fails with ``WorkerLostError``.
+        idempotent
+            With True a task whose worker process was lost is run once more; default not.
 
         Raises
         ------
