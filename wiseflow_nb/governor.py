@@ -49,6 +49,9 @@ class GovernedTasks(Protocol):
     @property
     def cleanup_failures(self) -> int: ...
 
+    @property
+    def hold_reason(self) -> str: ...
+
     def counts(self) -> Mapping[str, int]: ...
 
     def records(self, since_rev: int = 0) -> Iterable[TaskRecord]: ...
@@ -75,6 +78,8 @@ class Governor:
         Whether a notebook cell runs.
     tell_busy, tell_pool
         Called with whether work runs, and with the pool's status when it changed.
+    tell_hold
+        Called with why no task starts although some are ready (empty: no such reason), when it changed.
     tell_shutdown
         Called with when the idle workers are going to be stopped (seconds since the epoch), and with
         NaN when that is called off or done.
@@ -93,13 +98,15 @@ class Governor:
         cells_running: Callable[[], bool],
         tell_busy: Callable[[bool], None],
         tell_pool: Callable[[PoolStatus], None],
+        tell_hold: Callable[[str], None],
         tell_shutdown: Callable[[float], None],
         event: Callable[..., None],
     ) -> None:
         self._monitor, self._pool, self._tasks, self._clock = monitor, pool, tasks, clock
         self._settings, self._cells_running = settings, cells_running
         self._tell_busy, self._tell_pool, self._event = tell_busy, tell_pool, event
-        self._tell_shutdown = tell_shutdown
+        self._tell_hold, self._tell_shutdown = tell_hold, tell_shutdown
+        self._last_hold = ""
         #: What stops the kernel, where there is one and it is asked for; set by whoever knows the kernel.
         self.stop_kernel: Callable[[], None] | None = None
         self.shutdown_at = NAN
@@ -146,6 +153,9 @@ class Governor:
         self._tell_busy(self.busy())
         self.size_pool()
         self.tell_pool()
+        if (hold := self._tasks.hold_reason) != self._last_hold:
+            self._last_hold = hold
+            self._tell_hold(hold)
         self._look_idle()
         interval, now = self._settings().audit_interval, self._clock.monotonic()
         if interval > 0 and now >= self._next_audit:

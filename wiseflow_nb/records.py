@@ -374,6 +374,7 @@ class Snapshot:
     ``rev`` is what to ask with next. ``settings`` maps lower-case setting names to values;
     ``thresholds`` maps ``cpu|memory|disk`` to (warning, critical) ratios of 0-1.
     ``shutdown_at_seconds`` is when the idle workers are going to be stopped; NaN: they are not.
+    ``hold_reason`` says why no task starts although some are ready.
     """
 
     info: SessionInfo
@@ -390,6 +391,7 @@ class Snapshot:
     paused: bool = False
     reset: bool = False
     shutdown_at_seconds: float = NAN
+    hold_reason: str = ""
 
 
 def to_json_dict(record: Any) -> dict[str, Any]:

@@ -108,6 +108,15 @@ class Session:
         self.pool = ThreadPoolManager(settings=self._settings, clock=clock)
         room = memory_gauges(self.monitor, lambda: self._settings, clock)
         self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed, **room)
+        self.monitor.add_rule(
+            "task stalled",
+            self._stalled,
+            resource="tasks",
+            warning=1,
+            for_seconds=0,
+            keep_seconds=0,
+            phrase="stalled tasks: {value}",
+        )
         self._recorder = RecorderClient(
             RecorderConfig(
                 session_id=self.id,
@@ -133,6 +142,7 @@ class Session:
             cells_running=lambda: bool(self._running_cells),
             tell_busy=self._recorder.set_busy,
             tell_pool=lambda status: self._recorder.put_meta("pool", json.dumps(to_json_dict(status))),
+            tell_hold=lambda reason: self._recorder.put_meta("hold_reason", json.dumps(reason)),
             tell_shutdown=lambda at: self._recorder.put_meta("shutdown_at", json.dumps(at if at == at else None)),
             event=self.event,
         )
@@ -394,6 +404,10 @@ class Session:
         """Whether no new task starts."""
         return self.tasks.paused
 
+    def hold_reason(self) -> str:
+        """Why no task starts although some are ready; empty where nothing holds them."""
+        return self.tasks.hold_reason
+
     def shutdown_at(self) -> float:
         """When the idle workers are going to be stopped (seconds since the epoch), or NaN."""
         return self._governor.shutdown_at
@@ -447,6 +461,10 @@ class Session:
             self._recorder.set_busy(True)
             self._recorder.write_through()
         self._governor.wake()
+
+    def _stalled(self, sample: Sample) -> tuple[float, str]:
+        found = self.tasks.stalled()
+        return float(len(found)), "; ".join(f"{item.name!r} ({item.task_id}) {item.message}" for item in found[:3])
 
     def _alert(self, transition: AlertTransition) -> None:
         self.monitor.deliver(transition)

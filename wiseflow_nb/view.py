@@ -137,6 +137,7 @@ class LocalSession(Protocol):
     def pool_status(self) -> PoolStatus: ...
     def paused(self) -> bool: ...
     def shutdown_at(self) -> float: ...
+    def hold_reason(self) -> str: ...
     def alert_transitions(self) -> Sequence[AlertTransition]: ...
     def acknowledged(self) -> frozenset[str]: ...
     def cell_records(self) -> Sequence[CellRecord]: ...
@@ -320,6 +321,7 @@ class LocalView(_StoredFrames, _Verbs):
             thresholds=session.thresholds(),
             paused=session.paused(),
             shutdown_at_seconds=session.shutdown_at(),
+            hold_reason=session.hold_reason(),
             reset=since_rev == 0,
         )
 
@@ -394,6 +396,7 @@ class StoreView(_StoredFrames, _Verbs):
             thresholds={name: (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()},
             paused=bool(meta.get("paused", False)),
             shutdown_at_seconds=float(meta.get("shutdown_at") or NAN),
+            hold_reason=str(meta.get("hold_reason") or ""),
             reset=reset,
         )
 

@@ -91,6 +91,7 @@ class Parts:
         self.cleanup_failures = 0
         self.pending = 0
         self.pending_thread_tasks = 0
+        self.hold_reason = ""
         self.sizes: list[int] = []
         self.released = 0
         self.fds: list[float] = []
@@ -132,6 +133,7 @@ class Bench:
         self.busy: list[bool] = []
         self.pools: list[PoolStatus] = []
         self.shutdowns: list[float] = []
+        self.holds: list[str] = []
         self.events: list[tuple[str, str]] = []
         self.cells = False
         given = Settings(**settings)
@@ -144,6 +146,7 @@ class Bench:
             cells_running=lambda: self.cells,
             tell_busy=self.busy.append,
             tell_pool=self.pools.append,
+            tell_hold=self.holds.append,
             tell_shutdown=self.shutdowns.append,
             event=lambda kind, message, **data: self.events.append((kind, message)),
         )
@@ -163,6 +166,14 @@ def test_a_look_sizes_the_pool_and_tells_what_changed() -> None:
     assert bench.parts.sizes == [3, 3, 3]
     assert bench.busy == [False, False, True]
     assert [status.busy for status in bench.pools] == [0, 1]
+
+
+def test_why_no_task_starts_is_told_when_it_changes() -> None:
+    bench = Bench()
+    for reason in ("", "memory is critical", "memory is critical", ""):
+        bench.parts.hold_reason = reason
+        bench.look(1.0)
+    assert bench.holds == ["memory is critical", ""]
 
 
 def test_each_finding_is_one_event_until_it_is_gone() -> None:

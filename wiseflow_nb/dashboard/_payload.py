@@ -210,11 +210,12 @@ def _tasks_card(snapshot: Snapshot) -> dict[str, Any]:
     queued = sum(counts.get(name, 0) for name in ("waiting", "pending", "retry_wait"))
     failed = sum(counts.get(name, 0) for name in ("failed", "timed_out", "lost"))
     most = float(snapshot.settings.get("max_concurrent_tasks") or 0)
+    held = snapshot.hold_reason if snapshot.info.state is SessionState.LIVE else ""
     return {
         "value": f"{running:,} running",
-        "detail": _joined(f"{queued:,} queued", f"{failed:,} failed", "paused" if snapshot.paused else ""),
+        "detail": _joined(f"{queued:,} queued", f"{failed:,} failed", "paused" if snapshot.paused else held),
         "ratio": number(min(1.0, running / most)) if most else None,
-        "level": "warning" if snapshot.paused else "ok",
+        "level": "warning" if snapshot.paused or held else "ok",
         "ticks": [],
     }
 
