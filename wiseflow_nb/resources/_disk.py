@@ -73,12 +73,12 @@ class Disks:
         self._parts = [Part(f"disk space of {path}", COLUMNS, _reader(path, portable)) for path in paths]
         self._last: list[Values] = [(NAN, NAN, NAN)] * len(paths)
 
-    def values(self, now: float, tell: Tell, timer: Callable[[], float] | None = None) -> Values:
+    def values(self, now: float, tell: Tell, timer: Callable[[], float], timed: bool = True) -> Values:
         """Return the columns of the fullest."""
         if len(self._parts) == 1:
-            found = self._last[0] = self._parts[0].values(now, tell, timer)
+            found = self._last[0] = self._parts[0].values(now, tell, timer, timed)
             return found
-        self._last = [part.values(now, tell, timer) for part in self._parts]
+        self._last = [part.values(now, tell, timer, timed) for part in self._parts]
         return max(self._last, key=lambda values: -1.0 if math.isnan(values[2]) else values[2])
 
     def records(self) -> tuple[Disk, ...]:

@@ -49,7 +49,7 @@ class Part:
     Examples
     --------
     >>> part = Part("load", ("system_load1",), lambda: (0.5,))
-    >>> part.values(now=0.0, tell=print)
+    >>> part.values(0.0, print, lambda: 0.0)
     (0.5,)
     """
 
@@ -89,19 +89,20 @@ class Part:
         # Whether something is to be done after a reading that went well.
         self._watched = bool(every)
 
-    def values(self, now: float, tell: Tell, timer: Callable[[], float] | None = None) -> Values:
+    def values(self, now: float, tell: Tell, timer: Callable[[], float], timed: bool = True) -> Values:
         """Return the columns' values at a moment (seconds of a clock that only goes forward).
 
-        Without a timer the cost is not measured: readings that are cheap as a whole need none.
+        ``timed=False`` leaves out the timer where nothing is to be watched: readings that are cheap
+        as a whole have no dear part.
         """
         if now < self._due:
             return self._held
         try:
-            if timer is None and not self._watched:
+            if not timed and not self._watched:
                 return self._read()
-            started = 0.0 if timer is None else timer()
+            started = timer()
             values = self._read()
-            cost = 0.0 if timer is None else timer() - started
+            cost = timer() - started
         except FAILURES as error:
             return self._failed(error, now, tell)
         if self._failures:

@@ -95,6 +95,7 @@ class Probe:
         self._in_kernel = pid == os.getpid()
         self._own_cpu = 0.0
         self._dear = False
+        self._seen = False
         self._look_due = math.inf
         self._bound = self._find_bound()
         container.place(self._bound)
@@ -128,7 +129,7 @@ class Probe:
         self._network = Part(
             "network counters",
             ("network_receive_bytes_total", "network_transmit_bytes_total"),
-            lambda: host.network(pid if tree.alive else None),
+            self._interfaces,
         )
         self._processes = Part(
             "processes",
@@ -173,10 +174,10 @@ class Probe:
         settings_revision: int = 0,
     ) -> Sample:
         """Return one reading; the first one, and one after a gap, has no rates."""
-        now = monotonic_seconds
-        started = self._timer()
+        now, timer = monotonic_seconds, self._timer
+        started = timer()
         # The parts are timed one by one when the last reading was dear as a whole.
-        timer = self._timer if self._dear else None
+        dear = self._dear
         own = time.thread_time() if self._in_kernel else 0.0
         self._files.after_fork()
         if now >= self._look_due or self._look_due == math.inf:
@@ -187,29 +188,30 @@ class Probe:
             self._host_before = self._cpu_before = None
         tell = self._tell
         # Before the processes: it names the newest one.
-        load = self._load.values(now, tell, timer)
-        memory = self._memory.values(now, tell, timer)
-        cpu = self._cpu.values(now, tell, timer)
-        group_cpu = self._group_cpu.values(now, tell, timer)
-        group_memory = self._group_memory.values(now, tell, timer)
-        pressure = self._pressure.values(now, tell, timer)
-        space = self._disks.values(now, tell, timer)
-        disk = self._disk.values(now, tell, timer)
-        network = self._network.values(now, tell, timer)
-        cpu_seconds, resident, count, threads = self._processes.values(now, tell, timer)
+        load = self._load.values(now, tell, timer, dear)
+        memory = self._memory.values(now, tell, timer, dear)
+        cpu = self._cpu.values(now, tell, timer, dear)
+        group_cpu = self._group_cpu.values(now, tell, timer, dear)
+        group_memory = self._group_memory.values(now, tell, timer, dear)
+        pressure = self._pressure.values(now, tell, timer, dear)
+        space = self._disks.values(now, tell, timer, dear)
+        disk = self._disk.values(now, tell, timer, dear)
+        cpu_seconds, resident, count, threads = self._processes.values(now, tell, timer, dear)
         pss = fds = _UNKNOWN
+        self._seen = count == count
         # Only of a process that was found: one that is hidden or over is told once.
-        if count == count:
-            pss = self._pss.values(now, tell, timer)
-            fds = self._fds.values(now, tell, timer)
-        recorder = self._recorder.values(now, tell, timer)
+        if self._seen:
+            pss = self._pss.values(now, tell, timer, dear)
+            fds = self._fds.values(now, tell, timer, dear)
+        network = self._network.values(now, tell, timer, dear)
+        recorder = self._recorder.values(now, tell, timer, dear)
         effective = self._effective(now, memory, cpu[0], group_cpu[0], cpu_seconds, resident)
         if self._told:
             self._events += [EventRecord(time_seconds, kind, message) for kind, message in self._told]
             self._told = []
         if self._in_kernel:
             self._own_cpu += time.thread_time() - own
-        duration = self._timer() - started
+        duration = timer() - started
         self._dear = duration > CHEAP_SECONDS
         # Groups of columns in the order of the schema.
         return tuple.__new__(
@@ -302,6 +304,15 @@ class Probe:
             _ratio((times[2] - before[2]) / elapsed),
             _ratio((times[3] - before[3]) / elapsed),
         )
+
+    def _interfaces(self) -> Values:
+        try:
+            # Those of the process' own network; of ours, when it is over.
+            return self._host.network(self.pid if self._tree.alive else None)
+        except FileNotFoundError:
+            if self._seen:
+                raise
+            return NAN, NAN  # hidden as the process is, which was told
 
     def _own_cost(self) -> Values:
         """The recorder's CPU seconds and resident bytes; in the watched process itself, the sampling alone."""
