@@ -36,7 +36,16 @@ TICK = 0.01
 _TOP = """
 import os, subprocess, sys, threading, time
 count, running, opened, ballast = map(int, sys.argv[1:])
-children = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(count)]
+LEAF = "print(1, flush=True); input()"
+BRANCH = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {LEAF!r}], stdout=subprocess.PIPE); "
+BRANCH += "p.stdout.readline(); print(1, flush=True); p.wait()"
+def start(code):
+    # It has said something: its start is over, its memory grows no more.
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    children.append(child)
+children = []
+for _ in range(count): start(LEAF)
 stop = threading.Event()
 threads = [threading.Thread(target=stop.wait, daemon=True) for _ in range(running)]
 for thread in threads: thread.start()
@@ -46,25 +55,17 @@ print(*[child.pid for child in children], flush=True)
 for line in sys.stdin:
     what, _, given = line.strip().partition(" ")
     if what == "end":
-        child = children.pop(0)
-        child.communicate(b"\\n")
+        children.pop(0).communicate(b"\\n")
     elif what == "start":
-        # From a thread: its children hang under it, not under the first one.
-        def start():
-            code = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'input()']); print(p.pid, flush=True); p.wait()"
-            children.append(subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-            children[-1].stdout.readline()
-            started.set(); stop.wait()
+        # From a thread that stays: its children hang under it, not under the first one.
         started = threading.Event()
-        threading.Thread(target=start, daemon=True).start()
+        threading.Thread(target=lambda: (start(BRANCH), started.set(), stop.wait()), daemon=True).start()
         started.wait()
     elif what == "spend":
         end = time.process_time() + float(given)
         while time.process_time() < end: pass
     print("done", flush=True)
-for child in children:
-    if child.stdout is None: child.communicate(b"\\n")
-    else: child.stdin.close(); child.kill(); child.wait(); child.stdout.close()
+for child in children: child.communicate(b"\\n")
 """
 
 
