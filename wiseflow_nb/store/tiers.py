@@ -145,7 +145,7 @@ class Rollup:
     def add(self, sample: Sequence[float]) -> BucketRow | None:
         """Take a sample; return the bucket before it if the sample begins another one."""
         # Not "later": a clock that was set back begins a bucket too, rather than filling a wrong one.
-        slot = sample[_TIME] // self.span
+        slot = bucket_start(sample[_TIME], self.span)
         closed = self.close() if slot != self._slot else None
         self._slot = slot
         self._pending.append(sample)
