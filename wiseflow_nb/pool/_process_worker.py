@@ -37,7 +37,8 @@ END_SECONDS = 1.0
 #: How often a silent worker is looked at: what it started may hold its pipes open after its death.
 LOOK_SECONDS = 1.0
 
-_READ_BYTES = 1 << 18
+#: A pipe's capacity; a larger buffer would be mapped and unmapped at each read.
+_READ_BYTES = 1 << 16
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
     "from wiseflow_nb.pool._process_child import main; arguments, sys.argv[1:] = sys.argv[1:], []; "
@@ -59,6 +60,7 @@ class Reply:
     output: str = ""
     forced: bool = False
     lost: str = ""
+    begun: bool = True
     reusable: bool = False
 
 
@@ -125,10 +127,12 @@ class WorkerProcess:
         setup = (os.getcwd(), list(sys.path))
         sent = None if setup == self._setup else setup
         self._setup = setup
-        self._drain_output()
         self._tail.clear()
-        unsent = memoryview(frame((self._serial, task_id, name, attempt, sent), call))
-        unsent = self._write(unsent)
+        try:
+            unsent = self._write(memoryview(frame((self._serial, task_id, name, attempt, sent), call)))
+        except BrokenPipeError:
+            self.kill()
+            return Reply(lost="it had ended while it was idle", begun=False)
         if unsent:
             self._poll.register(self._tasks, select.POLLOUT)
         asked_at = stopped_at = None
@@ -154,7 +158,9 @@ class WorkerProcess:
             ready = self._poll.poll(timeout * 1000.0 + 1.0)
             if not ready and self._dead():
                 return self._end(self._lost())
-            for fd, event in ready:
+            # Output is registered after the results and looked at before them: what was printed
+            # before an answer was sent is taken in before the answer is.
+            for fd, event in reversed(ready):
                 if fd == self._output:
                     if not self._drain_output() and event & (select.POLLHUP | select.POLLERR):
                         self._poll.unregister(self._output)
@@ -165,7 +171,10 @@ class WorkerProcess:
                         asked_at = time.monotonic()
                         self._tell_cancel()
                 elif fd == self._tasks:
-                    unsent = self._write(unsent)
+                    try:
+                        unsent = self._write(unsent)
+                    except BrokenPipeError:
+                        unsent = memoryview(b"")  # its death is told where its answer would come
                     if not unsent:
                         self._poll.unregister(self._tasks)
                 else:
@@ -204,9 +213,7 @@ class WorkerProcess:
             while data:
                 data = data[os.write(self._tasks, data) :]
         except BlockingIOError:
-            return data
-        except OSError:
-            return memoryview(b"")  # its death is seen, and told, where its answer would come
+            pass
         return data
 
     def _drain_output(self) -> bool:
@@ -220,10 +227,9 @@ class WorkerProcess:
         return found
 
     def _end(self, reply: Reply) -> Reply:
-        # The worker flushed before it answered: all that it printed is in the pipe by now.
-        self._drain_output()
-        reply.output = bytes(self._tail[-OUTPUT_KEPT:]).decode("utf-8", "replace")
-        self._tail.clear()
+        if self._tail:
+            reply.output = bytes(self._tail[-OUTPUT_KEPT:]).decode("utf-8", "replace")
+            self._tail.clear()
         return reply
 
     def rest(self) -> None:
@@ -256,16 +262,6 @@ class WorkerProcess:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except (AttributeError, ChildProcessError):
             return self._process.poll() is not None
-
-    def alive(self) -> bool:
-        """Whether an idle worker can take a call."""
-        if self._buried or self._dead():
-            return False
-        # What a thread that an earlier call left behind has sent meanwhile.
-        while data := _read(self._results):
-            for _ in self._reader.feed(data):
-                pass
-        return data is not None
 
     def strike(self) -> None:
         """Kill the process and everything that it started; from any thread. Whoever drives it buries it."""
