@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from wiseflow_nb.context import CancelToken, RemoteRun, TaskContext
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
+from wiseflow_nb.pool._process_stop import CLEANUP_SECONDS, KILL_SECONDS, TOKEN_SECONDS, StopPlan
 from wiseflow_nb.pool._process_wire import FrameReader, call_culprit, culprit, dump_call, dumps, frame
 from wiseflow_nb.tasks import TaskManager
 
@@ -90,3 +91,33 @@ def test_a_context_knows_whether_its_code_was_killed() -> None:
     context.remote = RemoteRun(forced=True)
     assert context.forced
     assert context.remote.memory_source == "unknown"
+
+
+@given(
+    st.floats(0.0, 1e6),
+    st.none() | st.floats(0.0, TOKEN_SECONDS - 0.01) | st.floats(TOKEN_SECONDS + 0.01, KILL_SECONDS - 0.01),
+)
+def test_code_that_was_asked_to_stop_has_an_end_and_is_interrupted_once_before(
+    asked: float, stopped: float | None
+) -> None:
+    plan, now, actions = StopPlan(), asked, []
+    assert plan.due(now)[0] == "wait"
+    plan.asked = asked
+    while len(actions) < 20:
+        if stopped is not None and plan.stopped is None and now >= asked + stopped:
+            plan.stopped = now
+        action, seconds = plan.due(now)
+        actions.append(action)
+        if action == "kill":
+            break
+        if action == "interrupt":
+            assert now >= asked + TOKEN_SECONDS
+            plan.interrupted = True
+        assert 0.0 < seconds <= CLEANUP_SECONDS
+        now += seconds
+        if stopped is not None and plan.stopped is None:
+            now = min(now, max(asked + stopped, now - seconds))
+    assert actions[-1] == "kill"
+    assert actions.count("interrupt") == (0 if stopped is not None and stopped < TOKEN_SECONDS else 1)
+    limit = KILL_SECONDS if stopped is None else stopped + CLEANUP_SECONDS
+    assert now - asked == pytest.approx(limit, abs=1e-6)
