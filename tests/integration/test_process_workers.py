@@ -169,6 +169,21 @@ def fork_and_leave(path: Path) -> int:
     return pid
 
 
+def fork_and_terminate() -> int:
+    ready, told = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.write(told, b"x")
+        while True:
+            try:
+                time.sleep(WAIT)
+            except BaseException:
+                tell(Path(os.devnull), "a child of the task's is no task: nothing is raised in it")
+    os.read(ready, 1)
+    os.kill(pid, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def die_with_a_fork(path: Path) -> None:
     fork_and_leave(path)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -409,6 +424,10 @@ def test_closures_large_data_and_coroutines(pool: ThreadPoolManager) -> None:
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_a_task_may_start_processes_of_its_own(pool: ThreadPoolManager, method: str) -> None:
     assert pool.options(kind="process").submit(nested, method).result(WAIT) == [1, 2]
+
+
+def test_a_process_that_a_task_forks_ends_as_any_other(pool: ThreadPoolManager) -> None:
+    assert pool.options(kind="process").submit(fork_and_terminate).result(WAIT) == -signal.SIGTERM
 
 
 def test_workers_are_reused_and_end_when_idle() -> None:
