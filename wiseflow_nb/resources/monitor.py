@@ -31,7 +31,7 @@ from wiseflow_nb.resources._alerts import AlertEngine, builtin_rules
 from wiseflow_nb.resources._probe import Probe
 from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.resources._schedule import Schedule, is_gap
-from wiseflow_nb.sizing import SizingDecision, SizingInput, decide_workers
+from wiseflow_nb.sizing import SizingDecision, SizingInput, SizingPast, decide_workers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +126,7 @@ class ResourceMonitor:
         self._wake = threading.Event()
         self._running = False
         self._threads: list[threading.Thread] = []
-        self._last_change = -math.inf
+        self._sizing_past = SizingPast()
         self._last_target = 0
 
     def start(self) -> ResourceMonitor:
@@ -284,11 +284,10 @@ class ResourceMonitor:
                 min_workers=low,
                 max_workers=high,
                 now_seconds=self._clock.monotonic(),
-                last_change_seconds=self._last_change,
-            )
+            ),
+            self._sizing_past,
         )
-        if decision.target != current:
-            self._last_change = self._clock.monotonic()
+        self._sizing_past = decision.past
         self._last_target = decision.target
         return decision
 
