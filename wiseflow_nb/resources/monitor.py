@@ -38,7 +38,7 @@ from wiseflow_nb.resources._probe import Probe
 from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.resources._rules import FUNCTION, AlertPlan, AlertRule, checked
 from wiseflow_nb.resources._sampler import Sampler, SampleSource, SamplingPlan
-from wiseflow_nb.sizing import SizingDecision, SizingInput, decide_workers
+from wiseflow_nb.sizing import SizingDecision, SizingInput, SizingPast, decide_workers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,7 +164,7 @@ class ResourceMonitor:
         self._busy = False
         self._running = False
         self._thread: threading.Thread | None = None
-        self._last_change = -math.inf
+        self._sizing_past = SizingPast()
         self._last_target = 0
 
     def start(self) -> ResourceMonitor:
@@ -536,11 +536,10 @@ class ResourceMonitor:
                 min_workers=low,
                 max_workers=high,
                 now_seconds=self._clock.monotonic(),
-                last_change_seconds=self._last_change,
-            )
+            ),
+            self._sizing_past,
         )
-        if decision.target != current:
-            self._last_change = self._clock.monotonic()
+        self._sizing_past = decision.past
         self._last_target = decision.target
         return decision
 
