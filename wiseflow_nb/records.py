@@ -302,7 +302,10 @@ class PoolStatus:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """Who a session is and how it stands. ``last_seen_seconds`` is the newest heartbeat."""
+    """Who a session is and how it stands. ``last_seen_seconds`` is the newest heartbeat.
+
+    ``notice`` says what about its recording is not as it should be; empty when all is well.
+    """
 
     session_id: str
     state: SessionState
@@ -314,6 +317,7 @@ class SessionInfo:
     last_seen_seconds: float = NAN
     limit_source: str = ""
     path: str = ""
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)

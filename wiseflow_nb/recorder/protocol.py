@@ -34,7 +34,10 @@ class RecorderSettings:
 
 @dataclass(frozen=True, slots=True)
 class RecorderConfig:
-    """What a recorder is started with. ``pid`` is the kernel's; ``directory`` the session's."""
+    """What a recorder is started with. ``pid`` is the kernel's; ``directory`` the session's.
+
+    ``notice`` says what about the recording is not as it should be.
+    """
 
     session_id: str
     directory: str
@@ -43,13 +46,23 @@ class RecorderConfig:
     identity: Mapping[str, Any]
     settings: RecorderSettings
     retention_days: float = 14.0
+    retention_bytes: int = 500_000_000
+    notice: str = ""
     resume: bool = False
     own_process: bool = True
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
     """Return one line."""
-    return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
+    return json.dumps(message, separators=(",", ":"), default=_text).encode("ascii") + b"\n"
+
+
+def _text(value: object) -> str:
+    """What JSON has no word for (an event's data may be anything) travels as its text."""
+    try:
+        return str(value)[:1000]
+    except Exception:  # noqa: BLE001  the user's own __str__
+        return f"<{type(value).__name__}>"
 
 
 def decode(line: bytes) -> dict[str, Any]:

@@ -97,6 +97,20 @@ def validate(verb: str, arguments: Any) -> dict[str, Any]:
     return arguments
 
 
+def logged(verb: str, arguments: Mapping[str, Any], who: str, result: CommandResult, now: float) -> dict[str, Any]:
+    """Return the row of a command that went another way than through the table; ``now`` is epoch seconds."""
+    return {
+        "created_seconds": now,
+        "who": who[:256],
+        "verb": verb,
+        "arguments": json.dumps(dict(arguments), default=str)[:MAX_ARGUMENT_BYTES],
+        "status": "done",
+        "ok": int(result.ok),
+        "message": result.message,
+        "finished_seconds": now,
+    }
+
+
 def send(
     connection: sqlite3.Connection,
     verb: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -22,8 +23,8 @@ from wiseflow_nb.records import (
     from_json_dict,
 )
 from wiseflow_nb.store.identity import Identity, is_alive
-from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, valid_session_id
-from wiseflow_nb.store.schema import ALERT_COLUMNS, CELL_COLUMNS, TASK_COLUMNS, check_version
+from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, database_uri, in_memory, valid_session_id
+from wiseflow_nb.store.schema import ALERT_COLUMNS, CELL_COLUMNS, COMMAND_COLUMNS, TASK_COLUMNS, check_version
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,11 +49,14 @@ class StoreReader:
         self.directory = directory
         self.path = directory / DATABASE_NAME
         self._lock = threading.Lock()
+        self._inode: tuple[int, int] | None = None
         try:
-            check_owned(directory)
-            check_owned(self.path)
+            if not in_memory(directory):
+                check_owned(directory)
+                check_owned(self.path)
+                self._inode = self.inode()
             self._db = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=ro",
+                database_uri(self.path, "ro"),
                 uri=True,
                 isolation_level=None,
                 check_same_thread=False,
@@ -65,6 +69,18 @@ class StoreReader:
             ) from None
         except sqlite3.Error as error:
             raise StoreError(f"{self.path} cannot be read: {error}") from error
+
+    def inode(self) -> tuple[int, int] | None:
+        """Which file is at the path now."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def was_replaced(self) -> bool:
+        """Whether another file is at the path than the one that was opened: this one is not written any more."""
+        return self._inode is not None and self.inode() not in (None, self._inode)
 
     def query(self, statement: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run one SELECT and return all rows."""
@@ -129,6 +145,20 @@ class StoreReader:
         width = len(SAMPLE_COLUMNS)
         return np.concatenate(blocks).reshape(-1, width) if blocks else np.empty((0, width))
 
+    def commands(self, limit: int = 10_000) -> list[tuple[Any, ...]]:
+        """The newest commands, oldest first: who asked what and when, and what came of it (``COMMAND_COLUMNS``).
+
+        The leases of those who watch are left out: there is one every few seconds.
+        """
+        # As bytes: whoever can write the table can also write text that is none.
+        texts = {"who", "verb", "arguments", "status", "message"}
+        columns = ", ".join(f"CAST({name} AS BLOB)" if name in texts else name for name in COMMAND_COLUMNS)
+        rows = self.query(f"SELECT {columns} FROM commands WHERE verb != 'watch' ORDER BY id DESC LIMIT ?", (limit,))
+        return [
+            tuple(item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in row)
+            for row in reversed(rows)
+        ]
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:
@@ -168,6 +198,7 @@ def info_from_meta(meta: dict[str, Any], directory: Path, now: float) -> Session
         last_seen_seconds=last_seen,
         limit_source=str(meta.get("limit_source", "")),
         path=str(directory),
+        notice=str(meta.get("notice") or ""),
     )
 
 

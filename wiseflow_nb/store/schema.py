@@ -6,12 +6,14 @@ import sqlite3
 from dataclasses import fields
 
 from wiseflow_nb.errors import StoreVersionError
-from wiseflow_nb.records import AlertTransition, CellRecord, TaskRecord, TaskTransition
+from wiseflow_nb.records import AlertTransition, CellRecord, EventRecord, TaskRecord, TaskTransition
 
 TASK_COLUMNS = tuple(item.name for item in fields(TaskRecord))
 TRANSITION_COLUMNS = tuple(item.name for item in fields(TaskTransition))
 CELL_COLUMNS = tuple(item.name for item in fields(CellRecord))
 ALERT_COLUMNS = tuple(item.name for item in fields(AlertTransition))
+EVENT_COLUMNS = tuple(item.name for item in fields(EventRecord))
+COMMAND_COLUMNS = ("created_seconds", "who", "verb", "arguments", "status", "ok", "message", "finished_seconds")
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
