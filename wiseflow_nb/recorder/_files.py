@@ -50,7 +50,10 @@ class KeptRing:
             # Without room for a new one the deleted one goes on: who has it open still reads it.
             with contextlib.suppress(OSError):
                 if not self._path.exists():
-                    self._ring = self._ring.copied_to(str(self._path))
+                    new = f"{self._path}.new"
+                    self._ring = self._ring.copied_to(new)
+                    # Whole when it is seen.
+                    os.replace(new, self._path)
         self._ring.append(sample)
 
     def remake_soon(self) -> None:
@@ -75,6 +78,8 @@ class LastRoom:
         with contextlib.suppress(OSError):
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
             try:
+                if hasattr(os, "fchmod"):
+                    os.fchmod(fd, 0o600)
                 os.write(fd, bytes(ROOM_BYTES))
             finally:
                 os.close(fd)

@@ -37,7 +37,7 @@ class Trimmer:
     def __init__(self, max_age: float, max_bytes: int) -> None:
         self._max_age, self._max_bytes = max_age, max_bytes
         self._rows = LEAST_ROWS * 4
-        self._passed = dict.fromkeys((table for table, _ in TABLES), 0)
+        self._passed = dict.fromkeys((table for table, _ in TABLES), -1)
 
     def step(self, connection: sqlite3.Connection, now: float) -> bool:
         """Take one small step in a transaction of its own; return whether there is more to do.
@@ -85,7 +85,7 @@ class Trimmer:
                 connection.execute(f"DELETE FROM {table} WHERE rowid = ?", (number,))
         # What never ended is passed over; where the young begin, the next round starts at the oldest again.
         more = len(rows) == self._rows and not any(isinstance(moment, float) and moment >= before for _, moment in rows)
-        self._passed[table] = rows[-1][0] if more else 0
+        self._passed[table] = rows[-1][0] if more else -1
         return more
 
     def _adapt(self, took: float) -> None:
