@@ -118,6 +118,7 @@ class Session:
                 retention_days=self._settings.retention_days,
                 retention_bytes=int(self._settings.retention_mb * 1e6),
                 notice=self._root_note,
+                started_seconds=self._started_seconds,
             ),
             on_alert=self._alert,
             on_event=self._recorder_event,

@@ -330,7 +330,7 @@ class LocalView(_StoredFrames, _Verbs):
             rev=rev,
             sample=session.latest(),
             tasks=session.task_records(since_rev),
-            task_counts=session.task_counts(),
+            task_counts={state: count for state, count in session.task_counts().items() if count},
             pool=session.pool_status(),
             alerts=alert_views(session.alert_transitions(), session.acknowledged()),
             cells=tuple(session.cell_records())[-SHOWN_CELLS:],

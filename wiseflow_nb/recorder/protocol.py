@@ -36,7 +36,7 @@ class RecorderSettings:
 class RecorderConfig:
     """What a recorder is started with. ``pid`` is the kernel's; ``directory`` the session's.
 
-    ``notice`` says what about the recording is not as it should be.
+    ``started_seconds`` (epoch) is when the session began, 0 for now; ``notice`` says what about the recording is not as it should be.
     """
 
     session_id: str
@@ -48,6 +48,7 @@ class RecorderConfig:
     retention_days: float = 14.0
     retention_bytes: int = 500_000_000
     notice: str = ""
+    started_seconds: float = 0.0
     resume: bool = False
     own_process: bool = True
 

@@ -126,7 +126,7 @@ def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, cloc
                 "the recorder was replaced before the answer came: it may have been done", clock.time()
             )
         else:
-            writer.meta("started_seconds", clock.time())
+            writer.meta("started_seconds", config.started_seconds or clock.time())
         writer.meta("session_id", config.session_id)
         writer.meta("title", config.title)
         writer.meta("notice", config.notice)

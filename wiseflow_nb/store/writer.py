@@ -66,7 +66,7 @@ def bindable(value: Any) -> Any:
         return math.copysign(math.inf, value > 0 or -1)
     if value is None or isinstance(value, (int, float)):
         return value
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else _json_text(value)
     if len(text) > MAX_TEXT:
         text = text[: MAX_TEXT - 1] + "…"
     # A lone surrogate is legal in a str and not in UTF-8.
@@ -84,6 +84,15 @@ def _own_file(path: Path) -> None:
 def _inode(path: Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
+
+
+def _json_text(value: Any) -> str:
+    """JSON that stays JSON when it is too long: a list loses its end, an object all but the beginning of its text."""
+    text = json.dumps(value)
+    while len(text) > MAX_TEXT:
+        value = value[: len(value) // 2] if isinstance(value, list) else {"cut": text[:1000]}
+        text = json.dumps(value)
+    return text
 
 
 class StoreWriter:
