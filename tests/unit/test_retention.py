@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 
 from wiseflow_nb.errors import StoreError
 from wiseflow_nb.recorder._retention import UNSURE_SECONDS, doomed, prune
-from wiseflow_nb.records import CellRecord, EventRecord, SessionInfo, SessionState, TaskRecord, TaskState, to_json_dict
+from wiseflow_nb.records import (
+    AlertState,
+    AlertTransition,
+    CellRecord,
+    EventRecord,
+    SessionInfo,
+    SessionState,
+    Severity,
+    TaskRecord,
+    TaskState,
+    to_json_dict,
+)
 from wiseflow_nb.store.trim import TABLES, Trimmer
 from wiseflow_nb.store.writer import StoreWriter
 
@@ -116,8 +127,10 @@ def fill(writer: StoreWriter, count: int, *, age: float, first: int = 0, text: s
         rows.append(["transition", move])
         rows.append(["event", to_json_dict(EventRecord(at, "kind", "message"))])
         rows.append(["cell", to_json_dict(CellRecord(f"c{number}", number, "", at, finished_seconds=at))])
-        alert = {"alert_id": f"a{number}", "kind": "fired", "time_seconds": at, "silenced": 0}
-        rows.append(["alert", alert])
+        alert = AlertTransition(
+            f"a{number}", "r", "cpu", "fired", AlertState.OK, AlertState.FIRING, Severity.WARNING, 1, 1, 1, at, at, "m"
+        )
+        rows.append(["alert", to_json_dict(alert)])
         command = {"created_seconds": at, "who": "me", "verb": "pause", "arguments": "{}", "status": "done"}
         rows.append(["command", command | {"ok": 1, "message": "", "finished_seconds": at}])
     assert writer.apply(rows) == 0
