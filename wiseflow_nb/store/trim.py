@@ -65,6 +65,7 @@ class Trimmer:
             raise
         connection.execute("COMMIT")
         self._adapt(time.perf_counter() - began)
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
         if free:
             # Executed as often as it gives rows, one page each.
             connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
