@@ -43,6 +43,14 @@ def wait_until(condition, timeout: float = 30.0) -> None:
         time.sleep(0.01)
 
 
+def runs(pid: int) -> bool:
+    """Whether a process still does anything: one that ended may wait for its new parent to notice."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def batches(rounds: int) -> Iterator[int]:
     while rounds > 0:
         yield min(rounds, BATCH)
@@ -135,7 +143,7 @@ def kill_once(chance: random.Random) -> tuple[Told, float, float]:
     child.stdout.close()
     assert child.returncode == -signal.SIGKILL
     killed = time.monotonic()
-    wait_until(lambda: not psutil.pid_exists(told.recorder))
+    wait_until(lambda: not runs(told.recorder))
     return told, start, time.monotonic() - killed
 
 

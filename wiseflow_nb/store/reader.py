@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 #: Where the process cannot be seen (another host or namespace), this long without a heartbeat means crashed.
 HEARTBEAT_LOST_SECONDS = 15.0
+KEPT_ALERTS = 1000
 _JSON_COLUMNS = frozenset({"dependencies", "tags", "top_processes"})
 
 
@@ -50,6 +51,8 @@ class StoreReader:
         self.path = directory / DATABASE_NAME
         self._lock = threading.Lock()
         self._inode: tuple[int, int] | None = None
+        self._alerts: list[tuple[int, AlertTransition]] = []
+        self._alerts_lock = threading.Lock()
         try:
             if not in_memory(directory):
                 check_owned(directory)
@@ -62,7 +65,8 @@ class StoreReader:
                 check_same_thread=False,
                 timeout=2.0,
             )
-            check_version(self._db, str(self.path))
+            #: An ended session's file stays as the version that wrote it left it.
+            self._version = check_version(self._db, str(self.path))
         except FileNotFoundError:
             raise SessionNotFoundError(
                 f"there is no session {directory.name!r}; `wiseflow sessions` lists those there are"
@@ -113,14 +117,32 @@ class StoreReader:
 
     def task_counts(self) -> dict[str, int]:
         """How many tasks are in each state."""
+        if self._version < 3:
+            return {
+                str(state): count for state, count in self.query("SELECT state, count(*) FROM tasks GROUP BY state")
+            }
         return {
-            str(state): int(count) for state, count in self.query("SELECT state, count(*) FROM tasks GROUP BY state")
+            str(state): count for state, count in self.query("SELECT state, count FROM task_counts WHERE count > 0")
         }
 
     def alerts(self, limit: int = 1000) -> list[AlertTransition]:
         """The newest alert transitions, oldest first."""
-        rows = self.query(f"SELECT {', '.join(ALERT_COLUMNS)} FROM alerts ORDER BY rowid DESC LIMIT ?", (limit,))
-        return [_record(AlertTransition, ALERT_COLUMNS, row) for row in reversed(rows)]
+        if limit > KEPT_ALERTS:
+            return [alert for _, alert in self._read_alerts(-1, limit)]
+        with self._alerts_lock:
+            # They are only ever added, at the end: what was read once is not read again.
+            newest = self._alerts[-1][0] if self._alerts else -1
+            if self.query("SELECT coalesce(max(rowid), -1) FROM alerts")[0][0] < newest:
+                self._alerts, newest = [], -1  # all were old, and removed
+            self._alerts = [*self._alerts, *self._read_alerts(newest, KEPT_ALERTS)][-KEPT_ALERTS:]
+            return [alert for _, alert in self._alerts[-limit:]]
+
+    def _read_alerts(self, after: int, limit: int) -> list[tuple[int, AlertTransition]]:
+        rows = self.query(
+            f"SELECT rowid, {', '.join(ALERT_COLUMNS)} FROM alerts WHERE rowid > ? ORDER BY rowid DESC LIMIT ?",
+            (after, limit),
+        )
+        return [(row[0], _record(AlertTransition, ALERT_COLUMNS, row[1:])) for row in reversed(rows)]
 
     def acknowledged(self) -> frozenset[str]:
         """The ids of the alerts that somebody acknowledged."""

@@ -39,7 +39,13 @@ def _upsert(table: str, columns: Sequence[str]) -> str:
 
 
 _STATEMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "task": (_upsert("tasks", TASK_COLUMNS), TASK_COLUMNS),
+    # Updated in place: replacing a row would not run the triggers that count.
+    "task": (
+        _upsert("tasks", TASK_COLUMNS).replace("INSERT OR REPLACE", "INSERT")
+        + " ON CONFLICT (task_id) DO UPDATE SET "
+        + ", ".join(f"{name} = excluded.{name}" for name in TASK_COLUMNS if name != "task_id"),
+        TASK_COLUMNS,
+    ),
     "transition": (_upsert("transitions", TRANSITION_COLUMNS), TRANSITION_COLUMNS),
     "cell": (_upsert("cells", CELL_COLUMNS), CELL_COLUMNS),
     "alert": (_upsert("alerts", ALERT_COLUMNS).replace("OR REPLACE", "OR IGNORE"), ALERT_COLUMNS),
