@@ -137,6 +137,13 @@ class Settings(BaseModel):
     retention_days: float = Field(
         default=14.0, gt=0, le=3650, description="ended sessions are kept this long", json_schema_extra={"unit": "d"}
     )
+    retention_mb: float = Field(
+        default=500.0,
+        ge=1,
+        le=1_000_000,
+        description="ended sessions are removed, oldest first, while all take more than this",
+        json_schema_extra={"unit": "MB"},
+    )
     dashboard_address: str = Field(default="127.0.0.1", min_length=1, description="address the dashboard listens on")
     dashboard_port: int = Field(default=5000, ge=1, le=65535, description="port the dashboard listens on")
     dashboard_token: str = Field(

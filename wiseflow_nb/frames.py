@@ -68,6 +68,18 @@ def span_frame(records: Iterable[CellRecord] | Iterable[AlertView]) -> pd.DataFr
     return pd.DataFrame([to_json_dict(record) for record in records])
 
 
+def command_frame(rows: Iterable[Sequence[Any]]) -> pd.DataFrame:
+    """One row a command, indexed by ``created``: who, verb, arguments (JSON), status, ok, message, finished."""
+    import pandas as pd
+
+    names = ["created", "who", "verb", "arguments", "status", "ok", "message", "finished"]
+    frame = pd.DataFrame([tuple(row) for row in rows], columns=names)
+    for name in ("created", "finished"):
+        frame[name] = pd.to_datetime(frame[name].astype("float64"), unit="s", utc=True)
+    frame["ok"] = frame["ok"].astype("boolean")
+    return frame.set_index("created")
+
+
 def finding_frame(findings: Iterable[Any]) -> pd.DataFrame:
     """One row a finding of an audit."""
     import pandas as pd

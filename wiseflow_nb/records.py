@@ -7,8 +7,9 @@ Times are seconds since the epoch, UTC.
 from __future__ import annotations
 
 import enum
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -317,7 +318,10 @@ class PoolStatus:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """Who a session is and how it stands. ``last_seen_seconds`` is the newest heartbeat."""
+    """Who a session is and how it stands. ``last_seen_seconds`` is the newest heartbeat.
+
+    ``notice`` says what about its recording is not as it should be; empty when all is well.
+    """
 
     session_id: str
     state: SessionState
@@ -329,6 +333,7 @@ class SessionInfo:
     last_seen_seconds: float = NAN
     limit_source: str = ""
     path: str = ""
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,16 +448,30 @@ def from_json_dict(cls: type[RecordT], data: Mapping[str, Any]) -> RecordT:
         If a value does not fit its field.
     """
     values: dict[str, Any] = {}
-    for item in fields(cls):  # type: ignore[arg-type]
-        if item.name not in data:
-            continue
-        value = data[item.name]
-        kind = str(item.type)
-        if kind == "float":
-            value = NAN if value is None else float(value)
-        elif kind in _ENUM_FIELDS:
-            value = _ENUM_FIELDS[kind](value)
-        elif kind.startswith("tuple["):
-            value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
-        values[item.name] = value
+    for name, read in _readers(cls):  # type: ignore[arg-type]
+        if name in data:
+            value = data[name]
+            values[name] = value if read is None else read(value)
     return cls(**values)
+
+
+@functools.cache
+def _readers(cls: type[Any]) -> tuple[tuple[str, Callable[[Any], Any] | None], ...]:
+    """How the value of each field is read back; None where it is what it was."""
+    return tuple((item.name, _reader(str(item.type))) for item in fields(cls))
+
+
+def _reader(kind: str) -> Callable[[Any], Any] | None:
+    if kind == "float":
+        return _number
+    if kind in _ENUM_FIELDS:
+        return _ENUM_FIELDS[kind]
+    return _tuple if kind.startswith("tuple[") else None
+
+
+def _number(value: Any) -> float:
+    return NAN if value is None else float(value)
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(tuple(part) if isinstance(part, list) else part for part in value)

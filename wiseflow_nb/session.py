@@ -41,9 +41,9 @@ from wiseflow_nb.records import (
     to_json_dict,
 )
 from wiseflow_nb.resources.monitor import ResourceMonitor
+from wiseflow_nb.store.finding import all_sessions, find_session
 from wiseflow_nb.store.identity import identify
-from wiseflow_nb.store.paths import RING_NAME, new_session_id, private_directory, sessions_root
-from wiseflow_nb.store.reader import list_sessions, session_directory
+from wiseflow_nb.store.paths import RING_NAME, in_memory, new_session_id, private_directory, sessions_root
 from wiseflow_nb.tasks import TaskManager, memory_gauges
 from wiseflow_nb.verbs import Verbs
 from wiseflow_nb.view import LocalView, StoreView, wiseflow_version
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wiseflow_nb.session")
 KEPT_CELLS = 1000
-FIXED_SETTINGS = frozenset({"state_dir", "recorder_enabled", "retention_days"})
+FIXED_SETTINGS = frozenset({"state_dir", "recorder_enabled", "retention_days", "retention_mb"})
 
 
 class Session:
@@ -94,7 +94,7 @@ class Session:
         self._started_seconds = clock.time()
         self.bus = EventBus()
         self.id = new_session_id(self._started_seconds)
-        self._root, self._root_note = sessions_root(self._settings.state_dir)
+        self._root, self._root_note = sessions_root(self._settings.state_dir, for_writing=True)
         self.directory = self._root / self.id
         self._acknowledged: set[str] = set()
         self._cells: collections.OrderedDict[str, CellRecord] = collections.OrderedDict()
@@ -126,11 +126,14 @@ class Session:
                 identity=identify().to_dict(),
                 settings=self._recorder_settings(),
                 retention_days=self._settings.retention_days,
+                retention_bytes=int(self._settings.retention_mb * 1e6),
+                notice=self._root_note,
+                started_seconds=self._started_seconds,
             ),
             on_alert=self._alert,
             on_event=self._recorder_event,
             on_command=self._asked,
-            in_process=not self._settings.recorder_enabled,
+            in_process=not self._settings.recorder_enabled or in_memory(self._root),
             clock=clock,
         )
         self._governor = Governor(
@@ -256,6 +259,7 @@ class Session:
             last_seen_seconds=self._clock.time(),
             limit_source=self._recorder.limit_source,
             path=str(self.directory),
+            notice="; ".join(filter(None, [self._root_note, self._recorder.trouble])),
         )
 
     def history(self, **options: Any) -> pd.DataFrame:
@@ -289,6 +293,10 @@ class Session:
     def events(self) -> pd.DataFrame:
         """The events: one row each, indexed by time."""
         return self.view.events()
+
+    def commands(self) -> pd.DataFrame:
+        """The commands that dashboards and this kernel gave: who, when, what, and what came of it."""
+        return self.view.commands()
 
     def audit(self) -> pd.DataFrame:
         """Look now for what leaks: one row a finding (kind, subject, message, value); none is good news.
@@ -461,6 +469,10 @@ class Session:
             return CommandResult(False, "the session has ended: it takes no commands any more")
         return self._verbs.perform(verb, arguments, who, relayed=relayed)
 
+    def log_command(self, row: Mapping[str, Any]) -> None:
+        """Record a verb that was used in this process; those of others are on record already."""
+        self._recorder.put("command", dict(row))
+
     # What the parts tell.
 
     def _task_changed(self, record: TaskRecord, transition: TaskTransition | None) -> None:
@@ -540,10 +552,7 @@ def _forget(session: Session) -> None:
 def sessions(settings: Settings | None = None) -> list[SessionInfo]:
     """Every session of this user that is still kept: live ones first, newest first."""
     settings = load_settings() if settings is None else settings
-    root, _ = sessions_root(settings.state_dir)
-    with contextlib.suppress(FileNotFoundError):
-        return list_sessions(root, SYSTEM_CLOCK.time())
-    return []
+    return all_sessions(settings.state_dir, SYSTEM_CLOCK.time())
 
 
 def open_session(session_id: str, settings: Settings | None = None) -> StoreView:
@@ -555,5 +564,4 @@ def open_session(session_id: str, settings: Settings | None = None) -> StoreView
         If there is none with that id.
     """
     settings = load_settings() if settings is None else settings
-    root, _ = sessions_root(settings.state_dir)
-    return StoreView(session_directory(root, session_id))
+    return StoreView(find_session(settings.state_dir, session_id))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
-from wiseflow_nb.frames import alert_frame, cell_frame, event_frame, span_frame, task_frame
+from wiseflow_nb.frames import alert_frame, cell_frame, command_frame, event_frame, span_frame, task_frame
 from wiseflow_nb.records import (
     NAN,
     SAMPLE_COLUMNS,
@@ -38,8 +38,9 @@ from wiseflow_nb.records import (
     from_json_dict,
 )
 from wiseflow_nb.resources._ring import RingReader
-from wiseflow_nb.store.commands import send, validate
-from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME, sessions_root
+from wiseflow_nb.store.commands import logged, send, validate
+from wiseflow_nb.store.finding import all_sessions
+from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME, database_uri, sessions_root
 from wiseflow_nb.store.reader import (
     StoreReader,
     after_the_end,
@@ -153,6 +154,10 @@ class SessionView(Protocol):
 
     def events(self) -> pd.DataFrame: ...
 
+    def commands(self) -> pd.DataFrame:
+        """Who asked what and when, and what came of it: one row a command, indexed by time."""
+        ...
+
     def sessions(self) -> list[SessionInfo]:
         """Every session of this user, live ones first, newest first."""
         ...
@@ -212,6 +217,7 @@ class LocalSession(Protocol):
     def thresholds(self) -> dict[str, tuple[float, float]]: ...
     def sync(self) -> bool: ...
     def perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult: ...
+    def log_command(self, row: Mapping[str, Any]) -> None: ...
 
 
 class _StoredFrames:
@@ -221,16 +227,23 @@ class _StoredFrames:
         self._directory = directory
         self._reader_lock = threading.Lock()
         self._reader: StoreReader | None = None
+        self._retired: list[StoreReader] = []
         self._ring: RingReader | None = None
 
     def _store(self) -> StoreReader:
         with self._reader_lock:
+            if self._reader is not None and self._reader.was_replaced():
+                # Deleted, and put back by the recorder; another thread may still read the old one.
+                self._retired.append(self._reader)
+                self._reader = None
             if self._reader is None:
                 self._reader = StoreReader(self._directory)
             return self._reader
 
     def _ring_reader(self) -> RingReader | None:
         with self._reader_lock:
+            if self._ring is not None and self._ring.was_replaced():
+                self._ring = None
             if self._ring is None:
                 # A ring that is not there yet (or not any more) is no sample yet, not an error.
                 with contextlib.suppress(OSError, ValueError, WiseflowError):
@@ -329,6 +342,11 @@ class _StoredFrames:
         rows = self._store().query("SELECT time_seconds, kind, message, data FROM events ORDER BY id")
         return event_frame(EventRecord(row[0], row[1], row[2], json.loads(row[3] or "{}")) for row in rows)
 
+    def commands(self) -> pd.DataFrame:
+        """Every command but the leases of those who watch: who asked what and when, and what came of it."""
+        self._barrier()
+        return command_frame(self._store().commands())
+
     def sessions(self) -> list[SessionInfo]:
         """Every session of this user, live ones first, newest first."""
         return list_sessions(self._directory.parent, time.time())
@@ -340,8 +358,10 @@ class _StoredFrames:
     def close(self) -> None:
         """Close the file and the ring."""
         with self._reader_lock:
-            if self._reader is not None:
-                self._reader.close()
+            for reader in (*self._retired, self._reader):
+                if reader is not None:
+                    reader.close()
+            self._retired = []
             if self._ring is not None:
                 self._ring.close()
             self._reader = self._ring = None
@@ -411,7 +431,7 @@ class LocalView(_StoredFrames, _Verbs):
             rev=rev,
             sample=session.latest(),
             tasks=session.task_records(since_rev),
-            task_counts=session.task_counts(),
+            task_counts={state: count for state, count in session.task_counts().items() if count},
             pool=session.pool_status(),
             alerts=alert_views(session.alert_transitions(), session.acknowledged()),
             cells=tuple(session.cell_records())[-SHOWN_CELLS:],
@@ -437,9 +457,12 @@ class LocalView(_StoredFrames, _Verbs):
 
     def _perform(self, verb: str, **arguments: Any) -> CommandResult:
         try:
-            return self._session.perform(verb, validate(verb, arguments), "this kernel")
+            result = self._session.perform(verb, validate(verb, arguments), "this kernel")
         except WiseflowError as error:
-            return CommandResult(False, str(error))
+            return CommandResult(False, str(error))  # nothing was asked of the session
+        if verb != "watch":
+            self._session.log_command(logged(verb, arguments, "this kernel", result, self._session.now()))
+        return result
 
     def _barrier(self) -> None:
         self._session.sync()
@@ -522,7 +545,7 @@ class StoreView(_StoredFrames, _Verbs):
         if state is not SessionState.LIVE:
             return CommandResult(False, f"the session has {state}: it takes no commands any more")
         try:
-            uri = f"{(self._directory / DATABASE_NAME).absolute().as_uri()}?mode=rw"
+            uri = database_uri(self._directory / DATABASE_NAME, "rw")
             with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0)) as connection:
                 now = self._clock.time()
                 return send(connection, verb, arguments, who=_who(), now=now, timeout=self._timeout)
@@ -558,13 +581,13 @@ def default_view(settings: Settings | None = None) -> SessionView:
         If there is no session at all.
     """
     settings = load_settings() if settings is None else settings
-    root, _ = sessions_root(settings.state_dir)
     own = os.environ.get("WISEFLOW_SESSION", "")
-    found = list_sessions(root, time.time())
+    found = all_sessions(settings.state_dir, time.time())
     live = [info for info in found if info.state is SessionState.LIVE and info.session_id != own]
     for info in [*live, *(item for item in found if item.session_id == own), *found]:
-        return StoreView(session_directory(root, info.session_id))
-    raise SessionNotFoundError(f"no session is recorded in {root}; load the extension in a notebook first")
+        return StoreView(Path(info.path))
+    where = sessions_root(settings.state_dir)[0]
+    raise SessionNotFoundError(f"no session is recorded in {where}; load the extension in a notebook first")
 
 
 def thresholds_from(meta: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

@@ -157,7 +157,9 @@ def test_a_reused_pid_fools_nobody() -> None:
 
     mine = identify()
     assert is_alive(mine) is True
-    assert is_alive(replace(mine, start_seconds=mine.start_seconds - 1000)) is False
+    assert is_alive(replace(mine, start_ticks=mine.start_ticks - 1)) is False
+    assert is_alive(replace(mine, start_ticks=0)) is True
+    assert is_alive(replace(mine, start_ticks=0, start_seconds=mine.start_seconds - 1000)) is False
     assert is_alive(replace(mine, host="elsewhere")) is None
 
 

@@ -82,6 +82,7 @@ def test_the_verbs(session: Session, view) -> None:
     assert not view.configure({"self": 1}).ok
     assert not view.configure({"state_dir": "/elsewhere"}).ok
     assert not view.silence("nothing", 10**400).ok
+    wait_until(lambda: view.snapshot().sample is not None)
     assert view.configure({"disk_path": "/proc"}).ok
     wait_until(lambda: (view.snapshot().sample or Sample()).filesystem_size_bytes == 0.0)
     assert not view.acknowledge("nothing").ok

@@ -1,21 +1,21 @@
-"""The recorder's writer: takes batches and samples, commits, watches the commands table."""
+"""The recorder's writer: takes batches and samples, commits, looks after the file and the commands table."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import sqlite3
 from collections.abc import Callable
 from typing import Any
 
 from wiseflow_nb.clock import Clock
-from wiseflow_nb.errors import UsageError
+from wiseflow_nb.errors import StoreError
+from wiseflow_nb.recorder._desk import CommandDesk
 from wiseflow_nb.recorder._link import Link
 from wiseflow_nb.recorder.protocol import RecorderConfig, settings_from
 from wiseflow_nb.records import AlertTransition, EventRecord, Sample, to_json_dict
 from wiseflow_nb.resources._sampler import Sampler
-from wiseflow_nb.store.commands import STALE_AFTER_SECONDS, validate
+from wiseflow_nb.store.trim import Trimmer
 from wiseflow_nb.store.writer import StoreWriter
 
 COMMIT_SECONDS = 0.25
@@ -24,8 +24,13 @@ HEARTBEAT_SECONDS = 2.0
 BLOCK_SECONDS = 5.0
 FORGET_SECONDS = 600.0
 RETRY_SECONDS = 1.0
+TRIM_SECONDS = 60.0
+TRIM_AGAIN_SECONDS = 0.25
+#: The wall clock against the monotonic one: less than this is the drift that time servers correct.
+SET_BACK_SECONDS = 2.0
 #: What may wait for a store that fails, before the oldest is given up and counted.
 WAITING_LIMIT = 100_000
+WAITING_BLOCKS = 1000
 #: A killed kernel's pipe can be held open by a process it forked: this long without a message is its end.
 DRAIN_SECONDS = 0.2
 DRAIN_LIMIT_SECONDS = 1.5
@@ -48,17 +53,37 @@ class Keeper:
     ) -> None:
         self._config, self._writer, self._link, self._clock = config, writer, link, clock
         self._parent_alive = parent_alive
-        self.sampler: Sampler | None = None
+        self._desk = CommandDesk(writer, link, clock, lambda write: self._local.append(write), self.on_event)
+        self._trimmer = Trimmer(config.retention_days * 86_400.0, config.retention_bytes // 2)
+        self._sampler: Sampler | None = None
         self._waiting: list[list[Any]] = []
         self._local: list[Callable[[], None]] = []
         self._acks: list[dict[str, Any]] = []
         self._applied = int(writer.get_meta("batch_seq") or 0) if config.resume else 0
         self._applied_written = self._applied
         self._failing = False
-        self._data_version = -1
         self._end_reason: str | None = None
+        self._shift = clock.time() - clock.monotonic()
+        self._deleted = False
+        #: When the sample before a recorder's replacement was taken (epoch seconds), until the gap is told.
+        self.silent_since: float | None = None
+        #: Called when the file had to be made again: the ring beside it may be gone as well.
+        self.on_remade: Callable[[], None] = lambda: None
+        #: Called where the end mark cannot be written: gives back what was kept for it.
+        self.free_room: Callable[[], None] = lambda: None
         self._more_to_forget = False
         self.lost_rows = 0
+        self.lost_samples = 0
+        self._lost_told = 0
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """Who samples; set before ``run``."""
+        return self._sampler
+
+    @sampler.setter
+    def sampler(self, sampler: Sampler) -> None:
+        self._sampler = self._desk.sampler = sampler
 
     # Called on the sampling thread: one append each.
 
@@ -78,10 +103,12 @@ class Keeper:
         clock = self._clock
         now = clock.monotonic()
         due = {"commit": now, "poll": now, "heartbeat": now, "block": now + BLOCK_SECONDS, "forget": now + 60.0}
+        due["trim"] = now + TRIM_SECONDS
         while True:
             now = clock.monotonic()
             if now >= due["heartbeat"]:
                 due["heartbeat"] = now + HEARTBEAT_SECONDS
+                self._look_around()
                 self._local.append(lambda: self._writer.meta("heartbeat", clock.time()))
             if now >= due["block"]:
                 due["block"] = now + BLOCK_SECONDS
@@ -97,6 +124,8 @@ class Keeper:
                 if not self._parent_alive():
                     self._drain()
                     return False
+            if now >= due["trim"]:
+                due["trim"] = now + (TRIM_AGAIN_SECONDS if self._trim() else TRIM_SECONDS)
             if now >= due["poll"]:
                 due["poll"] = now + COMMAND_POLL_SECONDS
                 self._poll_commands()
@@ -113,6 +142,7 @@ class Keeper:
     def finish(self, crashed: bool) -> None:
         """Take what the sampler still said, write the end mark, commit."""
         self._drain(0.0)
+        self._look_around()
         now = self._clock.time()
         self._local.append(lambda: self._writer.resolve_alerts(now))
         self._local.append(self._writer.close_tiers)
@@ -121,9 +151,12 @@ class Keeper:
         self._local.append(lambda: self._writer.meta("end_reason", self._end_reason or "the kernel vanished"))
         if crashed:
             self._local.append(lambda: self._writer.meta("crashed", True))
-        for _ in range(20):
+        self._local.append(lambda: self._writer.give_up_commands("the session ended before it was carried out", now))
+        for attempt in range(20):
             if self._flush():
                 break
+            if attempt == 0:
+                self.free_room()
 
     def _drain(self, patience: float = DRAIN_SECONDS) -> None:
         """Take what still comes: until the end, or until the pipe was silent for ``patience`` seconds."""
@@ -150,6 +183,7 @@ class Keeper:
         assert sampler is not None
         if kind == "_sample":
             self._writer.sample(message["sample"])
+            self._tell_silence(message["sample"])
         elif kind == "_alert":
             self._local.append(lambda: self._writer.alert(message["alert"]))
         elif kind == "_event":
@@ -158,9 +192,7 @@ class Keeper:
             if message["seq"] > self._applied:
                 self._applied = message["seq"]
                 self._waiting.extend(message["rows"])
-                if len(self._waiting) > WAITING_LIMIT:
-                    self.lost_rows += len(self._waiting) - WAITING_LIMIT
-                    del self._waiting[: len(self._waiting) - WAITING_LIMIT]
+                self._bound(self._waiting)
             self._acks.append({"t": "ack", "seq": message["seq"]})
         elif kind == "busy":
             sampler.set_busy(bool(message["value"]))
@@ -171,15 +203,17 @@ class Keeper:
             self._local.append(lambda: self._writer.meta("thresholds", dict(settings.plan.alerts.thresholds)))
             self._link.send({"t": "configured", "rev": settings.revision})
         elif kind == "verb":
-            ok, text = self._own_verb(message["verb"], message["arguments"])
+            ok, text = self._desk.own_verb(message["verb"], message["arguments"])
             self._link.send({"t": "answer", "id": message["id"], "ok": ok, "message": text})
         elif kind == "answer":
-            self._answer(int(message["id"]), bool(message["ok"]), str(message["message"]))
+            number, ok, text = int(message["id"]), bool(message["ok"]), str(message["message"])
+            self._local.append(lambda: self._desk.answer(number, ok, text))
             self._flush()
         elif kind == "sync":
             self._local.append(lambda: self._writer.write_blocks(partial=True))
-            self._flush()
-            self._link.send({"t": "synced", "id": message["id"]})
+            ok = self._flush()
+            text = "" if ok else "the session's file cannot be written at present"
+            self._link.send({"t": "synced", "id": message["id"], "ok": ok, "message": text})
         elif kind == "end":
             self._end_reason = str(message.get("reason", ""))
 
@@ -210,74 +244,85 @@ class Keeper:
         self._acks = []
         if self._failing:
             self._failing = False
-            self.on_event(EventRecord(self._clock.time(), "store_recovered", "recording to the session's file again"))
+            self._event("store_recovered", "recording to the session's file again")
+            self._tell_losses()
         return True
 
     def _failed(self, error: sqlite3.Error) -> None:
         # A full disk can have ended the transaction by itself; the commands are read again.
         with contextlib.suppress(sqlite3.Error):
             self._writer.rollback()
-        self._data_version = -1
-        if len(self._local) > WAITING_LIMIT:
-            self.lost_rows += len(self._local) - WAITING_LIMIT
-            del self._local[: len(self._local) - WAITING_LIMIT]
+        self._desk.look_again()
+        self._bound(self._local)
+        self.lost_samples += self._writer.give_up_blocks(WAITING_BLOCKS)
         if not self._failing:
             self._failing = True
             event = EventRecord(self._clock.time(), "store_failed", f"the session's file cannot be written: {error}")
             self.on_event(event)
 
+    def _bound(self, waiting: list[Any]) -> None:
+        over = len(waiting) - WAITING_LIMIT
+        if over > 0:
+            self.lost_rows += over
+            del waiting[:over]
+
     def _poll_commands(self) -> None:
         try:
-            version = self._writer.data_version()
-            if version == self._data_version:
-                return
-            self._data_version = version
-            commands = self._writer.new_commands()
-            now = self._clock.time()
-            for number, created, who, verb, text in commands:
-                self._one_command(number, created, who, verb, text, now)
-            self._writer.commit()
+            self._desk.poll()
         except sqlite3.Error as error:
             self._failed(error)
 
-    def _one_command(self, number: int, created: float, who: str, verb: str, text: str, now: float) -> None:
-        if not isinstance(created, (int, float)) or abs(now - created) > STALE_AFTER_SECONDS:
-            self._answer(number, False, f"refused: older than {STALE_AFTER_SECONDS:g} s when it was read")
+    # Looking after the file.
+
+    def _look_around(self) -> None:
+        """Whether the file is still there and the clock still runs on; each is told once."""
+        shift = self._clock.time() - self._clock.monotonic()
+        if shift < self._shift - SET_BACK_SECONDS:
+            seconds = self._shift - shift
+            text = (
+                f"the clock was set back by {seconds:.0f} s: what was recorded before may seem later than what follows"
+            )
+            self._event("clock_set_back", text, seconds=seconds)
+        self._shift = shift
+        if self._writer.is_in_place():
+            self._deleted = False
             return
         try:
-            arguments = validate(str(verb), json.loads(text))
-        except (UsageError, ValueError, TypeError, RecursionError) as error:
-            # Anybody who can write the file can write anything: a row is refused, never fatal.
-            self._answer(number, False, f"refused: {str(error)[:500]}")
+            self._writer.remake()
+        except StoreError as error:
+            if not self._deleted:
+                self._deleted = True
+                text = f"the session's file was deleted and what is recorded cannot be read by others: {error}"
+                self._event("store_deleted", text)
             return
-        if verb in ("watch", "acknowledge", "silence"):
-            ok, text = self._own_verb(verb, arguments)
-            if ok:
-                self._answer(number, ok, text)
-                return
-            # An alert of a rule that runs in the kernel.
-        self._writer.take_command(number)
-        self._link.send({"t": "command", "id": number, "verb": verb, "arguments": arguments, "who": who})
+        self._deleted = False
+        self._desk.look_again()
+        self.on_remade()
+        text = "the session's file was deleted under the recorder and put back, with all that was in it"
+        self._event("store_remade", text)
 
-    def _answer(self, number: int, ok: bool, message: str) -> None:
-        self._writer.answer_command(number, ok, message, self._clock.time())
+    def _trim(self) -> bool:
+        try:
+            return not self._failing and self._trimmer.step(self._writer.connection, self._clock.time())
+        except sqlite3.Error as error:
+            self._failed(error)
+            return False
 
-    def _own_verb(self, verb: str, arguments: dict[str, Any]) -> tuple[bool, str]:
-        sampler = self.sampler
-        assert sampler is not None
-        if verb == "watch":
-            sampler.watch(float(arguments["seconds"]))
-            return True, "watching"
-        alert_id = str(arguments["alert_id"])
-        if verb == "acknowledge":
-            if not sampler.acknowledge(alert_id):
-                return False, f"no open alert {alert_id!r}"
-            self._local.append(lambda: self._writer.mark_alert(alert_id, acknowledged=True))
-            text = f"alert {alert_id} was acknowledged"
-            self.on_event(EventRecord(self._clock.time(), "acknowledged", text, {"alert_id": alert_id}))
-            return True, "acknowledged"
-        until = self._clock.time() + float(arguments["seconds"])
-        if not sampler.silence(alert_id, until):
-            return False, f"no open alert {alert_id!r}"
-        self._local.append(lambda: self._writer.mark_alert(alert_id, silenced_until=until))
-        return True, f"silenced for {arguments['seconds']:g} s"
+    def _tell_silence(self, sample: Sample) -> None:
+        since, self.silent_since = self.silent_since, None
+        if since is not None:
+            seconds = sample.time_seconds - since
+            text = f"the recorder was replaced: no samples for {seconds:.1f} s; what the kernel handed in is complete"
+            self._event("recorder_resumed", text, from_seconds=since, to_seconds=sample.time_seconds)
+
+    def _tell_losses(self) -> None:
+        if (lost := self.lost_rows + self.lost_samples) != self._lost_told:
+            self._lost_told = lost
+            text = (
+                f"{self.lost_rows} rows and {self.lost_samples} samples were given up "
+                "while the session's file could not be written"
+            )
+            self._event("store_lost", text, rows=self.lost_rows, samples=self.lost_samples)
+
+    def _event(self, kind: str, message: str, **data: Any) -> None:
+        self.on_event(EventRecord(self._clock.time(), kind, message, data))

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.errors import RecorderError, WiseflowError
+from wiseflow_nb.recorder._rows import batch_line
 from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings, decode, encode
 from wiseflow_nb.records import AlertTransition, CommandResult, EventRecord, from_json_dict, to_json_dict
 from wiseflow_nb.store.paths import DATABASE_NAME, LOG_NAME
@@ -37,8 +38,12 @@ COALESCE_SECONDS = 0.05
 #: A start that must be on record before user code runs is written through, unless this was just done.
 WRITE_THROUGH_SECONDS = 0.001
 READY_SECONDS = 15.0
+#: More recorders than this within the window have ended: something here ends them, and it is given up.
 MOST_RESTARTS = 3
+RESTART_WINDOW_SECONDS = 60.0
 _KEYED = {"task": "task_id", "cell": "cell_id", "meta": "key"}
+_TROUBLES = frozenset({"store_failed", "store_deleted", "recorder_failed", "recorder_fallback", "rows_dropped"})
+_MENDED = frozenset({"store_recovered", "store_remade"})
 
 CommandHandler = Callable[[str, dict[str, Any], str], CommandResult]
 
@@ -75,7 +80,15 @@ class RecorderClient:
         self.limit_source = ""
         self.pid = 0
         self.dropped_rows = 0
+        self.unwritable_rows = 0
         self.restarts = 0
+        #: What is wrong with the recording now, for people; empty when all is well.
+        self.trouble = ""
+        self._restarted: collections.deque[float] = collections.deque(maxlen=MOST_RESTARTS + 1)
+        #: Clear while a recorder is being replaced.
+        self._settled = threading.Event()
+        self._settled.set()
+        self._vanished = False
         self._pending: collections.deque[tuple[str, Any]] = collections.deque(maxlen=PENDING_LIMIT_ROWS)
         self._wake = threading.Event()
         self._flush_lock = threading.Lock()
@@ -157,11 +170,11 @@ class RecorderClient:
         if not rows:
             return
         if self._unacked_bytes > PENDING_LIMIT_BYTES:
-            self.dropped_rows += len(rows)
+            self._dropped(len(rows))
             return
         self._seq += 1
-        body = [[table, item if isinstance(item, dict) else to_json_dict(item)] for table, item in rows.values()]
-        line = encode({"t": "batch", "seq": self._seq, "rows": body})
+        line, unwritable = batch_line(self._seq, rows.values())
+        self.unwritable_rows += unwritable
         with self._write_lock:
             self._unacked.append((self._seq, line))
             self._unacked_bytes += len(line)
@@ -235,13 +248,15 @@ class RecorderClient:
             return self._ended.is_set()
         with self._flush_lock:
             self._encode_pending()
+        # One that is being replaced takes the end when it is there.
+        self._settled.wait(READY_SECONDS)
         self._stopping = True
         self._send({"t": "end", "reason": reason})
         deadline = self._clock.monotonic() + timeout
         while self._buffer and self._clock.monotonic() < deadline and not self._ended.is_set():
             self._pump()
             self._ended.wait(0.01)
-        in_order = self._ended.wait(max(0.0, deadline - self._clock.monotonic()))
+        in_order = self._ended.wait(max(0.0, deadline - self._clock.monotonic())) and not self._vanished
         self._ended.set()
         self._wake.set()
         self._close_pipe()
@@ -260,9 +275,15 @@ class RecorderClient:
         return in_order
 
     def _mark_end(self, reason: str) -> None:
-        """Write the end mark in the place of a recorder that could not."""
+        """Write what was not acknowledged, and the end mark, in the place of a recorder that could not."""
         try:
             writer = StoreWriter(Path(self._config.directory) / DATABASE_NAME)
+            applied = int(writer.get_meta("batch_seq") or 0)
+            for number, line in list(self._unacked):
+                if number > applied:
+                    writer.apply(decode(line)["rows"])
+                    writer.meta("batch_seq", number)
+            writer.resolve_alerts(self._clock.time())
             writer.meta("ended_seconds", self._clock.time())
             writer.meta("end_reason", f"{reason} (the recorder did not answer)")
             writer.close()
@@ -274,7 +295,7 @@ class RecorderClient:
     def _launch(self) -> None:
         self._ready.clear()
         started = not self._in_process and self._launch_process()
-        if started and not self._ready.wait(READY_SECONDS):
+        if started and not self._wait_ready():
             assert self._process is not None
             self._process.kill()
             self._process.wait()
@@ -291,13 +312,24 @@ class RecorderClient:
             if not self._ready.wait(READY_SECONDS):
                 raise RecorderError(f"the recorder does not start; see {self._config.directory}/{LOG_NAME}")
 
+    def _wait_ready(self) -> bool:
+        deadline = self._clock.monotonic() + READY_SECONDS
+        while not self._ready.wait(0.1):
+            ended = self._process is not None and self._process.poll() is not None
+            if ended or self._clock.monotonic() > deadline:
+                return self._ready.is_set()
+        return True
+
     def _launch_process(self) -> bool:
         config = replace(self._config, own_process=True)
         if not sys.executable:
             return False
         try:
-            log = os.open(Path(config.directory) / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            log = os.open(Path(config.directory) / LOG_NAME, flags, 0o600)
             try:
+                if hasattr(os, "fchmod"):
+                    os.fchmod(log, 0o600)
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "wiseflow_nb.recorder"],
                     stdin=subprocess.PIPE,
@@ -333,7 +365,7 @@ class RecorderClient:
                 incoming.readline()
                 try:
                     run(config, incoming, outgoing, clock=self._clock)
-                except WiseflowError:
+                except (WiseflowError, sqlite3.Error):
                     logger.exception("the recorder's thread ended")
 
         thread = threading.Thread(target=record, name="wiseflow-recorder", daemon=True)
@@ -385,7 +417,13 @@ class RecorderClient:
                     self._hear_one(message)
                 except (WiseflowError, ValueError, TypeError, KeyError):
                     logger.exception("a message from the recorder was not understood")
-        if not self._stopping and not self._ended.is_set() and self._ready.is_set() and process is self._process:
+        if self._ended.is_set() or not self._ready.is_set() or process is not self._process:
+            return
+        if self._stopping:
+            # It ended without saying so: its end mark is written here, and what it had not committed.
+            self._vanished = True
+            self._ended.set()
+        else:
             self._restart()
 
     def _hear_one(self, message: dict[str, Any]) -> None:
@@ -397,7 +435,9 @@ class RecorderClient:
         elif kind == "alert":
             self._on_alert(from_json_dict(AlertTransition, message["alert"]))
         elif kind == "event":
-            self._on_event(from_json_dict(EventRecord, message["event"]))
+            event = from_json_dict(EventRecord, message["event"])
+            self._note_trouble(event)
+            self._on_event(event)
         elif kind == "command":
             result = self._on_command(message["verb"], message["arguments"], message["who"])
             # What the command changed is on record before its sender hears of it.
@@ -416,15 +456,21 @@ class RecorderClient:
 
     def _restart(self) -> None:
         self.restarts += 1
-        if self.restarts > MOST_RESTARTS:
+        now = self._clock.monotonic()
+        self._restarted.append(now)
+        recent = sum(now - moment < RESTART_WINDOW_SECONDS for moment in self._restarted)
+        if recent > MOST_RESTARTS:
             self._notice("recorder_failed", "nothing is recorded any more: the recorder ended again and again")
             return
+        self._settled.clear()
         self._close_pipe()
+        how = ""
         if self._process is not None:
-            self._process.wait()
+            code = self._process.wait()
+            how = f" (signal {-code})" if code < 0 else f" (exit code {code})"
         self._config = replace(self._config, resume=True)
-        self._in_process = self._in_process or self.restarts > 1
-        text = "the recorder ended unexpectedly and was started again; samples in between are missing"
+        self._in_process = self._in_process or recent > 1
+        text = f"the recorder ended unexpectedly{how} and is started again; what it misses is told when it is back"
         self._notice("recorder_restarted", text)
         # On a thread of its own: launching waits for a message that this thread would have to hear.
         threading.Thread(target=self._relaunch, name="wiseflow-relaunch", daemon=True).start()
@@ -434,10 +480,32 @@ class RecorderClient:
             self._launch()
         except RecorderError as error:
             self._notice("recorder_failed", f"nothing is recorded any more: {error}")
+        finally:
+            self._settled.set()
+
+    def _dropped(self, count: int) -> None:
+        first = self.dropped_rows == 0
+        self.dropped_rows += count
+        if first:
+            text = (
+                "the recorder does not keep up, and the first rows were dropped: over "
+                f"{PENDING_LIMIT_BYTES >> 20} MB wait for it"
+            )
+            # Not from here: a subscriber may hand in rows, and this thread holds the lock for that.
+            threading.Thread(
+                target=self._notice, args=("rows_dropped", text), name="wiseflow-notice", daemon=True
+            ).start()
+
+    def _note_trouble(self, event: EventRecord) -> None:
+        if event.kind in _TROUBLES:
+            self.trouble = event.message
+        elif event.kind in _MENDED:
+            self.trouble = ""
 
     def _notice(self, kind: str, message: str) -> None:
         logger.warning("%s", message)
         event = EventRecord(self._clock.time(), kind, message)
+        self._note_trouble(event)
         self.put("event", event)
         self._on_event(event)
 

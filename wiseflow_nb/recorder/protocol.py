@@ -37,7 +37,9 @@ class RecorderSettings:
 class RecorderConfig:
     """What a recorder is started with. ``pid`` is the kernel's; ``directory`` the session's.
 
-    ``tier_retention_seconds`` says how long samples are kept in each tier (raw, 10 s, 60 s).
+    ``started_seconds`` (epoch) is when the session began, 0 for now; ``notice`` says what about the
+    recording is not as it should be; ``tier_retention_seconds`` says how long samples are kept in each
+    tier (raw, 10 s, 60 s).
     """
 
     session_id: str
@@ -47,6 +49,9 @@ class RecorderConfig:
     identity: Mapping[str, Any]
     settings: RecorderSettings
     retention_days: float = 14.0
+    retention_bytes: int = 500_000_000
+    notice: str = ""
+    started_seconds: float = 0.0
     resume: bool = False
     own_process: bool = True
     tier_retention_seconds: Sequence[float] = TIER_RETENTION_SECONDS
@@ -54,7 +59,15 @@ class RecorderConfig:
 
 def encode(message: Mapping[str, Any]) -> bytes:
     """Return one line."""
-    return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
+    return json.dumps(message, separators=(",", ":"), default=_text).encode("ascii") + b"\n"
+
+
+def _text(value: object) -> str:
+    """What JSON has no word for (an event's data may be anything) travels as its text."""
+    try:
+        return str(value)[:1000]
+    except Exception:  # noqa: BLE001  the user's own __str__
+        return f"<{type(value).__name__}>"
 
 
 def decode(line: bytes) -> dict[str, Any]:

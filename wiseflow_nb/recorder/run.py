@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.errors import RecorderError, StoreError
+from wiseflow_nb.recorder._files import KeptRing, LastRoom
 from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.recorder._link import Link
+from wiseflow_nb.recorder._retention import Pruner
 from wiseflow_nb.recorder.protocol import RecorderConfig
-from wiseflow_nb.records import SessionState
 from wiseflow_nb.resources._probe import Probe
-from wiseflow_nb.resources._ring import RingWriter
 from wiseflow_nb.resources._sampler import Sampler
 from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME
-from wiseflow_nb.store.reader import list_sessions
 from wiseflow_nb.store.writer import StoreWriter
 
 
@@ -51,9 +48,13 @@ def run(
     """
     directory = Path(config.directory)
     writer = StoreWriter(directory / DATABASE_NAME)
-    ring_path = directory / RING_NAME
-    resumed = config.resume and ring_path.exists()
-    ring = RingWriter.resume(str(ring_path)) if resumed else RingWriter(str(ring_path))
+    room = LastRoom(directory)
+    try:
+        ring = KeptRing(directory / RING_NAME, resume=config.resume)
+    except OSError as error:
+        writer.close()
+        raise StoreError(f"the ring in {directory} cannot be made: {error}") from error
+    room.take()
     own = frozenset({os.getpid()}) if config.own_process else frozenset()
     probe = Probe(config.pid, config.settings.plan.disk_path, exclude_pids=own)
     link = Link(incoming, outgoing)
@@ -68,6 +69,9 @@ def run(
         on_event=keeper.on_event,
     )
     keeper.sampler = sampler
+    keeper.silent_since = ring.resumed_at
+    keeper.on_remade = ring.remake_soon
+    keeper.free_room = room.release
     _write_start(writer, config, probe, clock)
     link.start()
     link.send({"t": "ready", "pid": os.getpid(), "limit_source": probe.limits.limit_source})
@@ -86,8 +90,10 @@ def run(
 
     thread = threading.Thread(target=keep, name="wiseflow-recorder-keep", daemon=True)
     thread.start()
-    # Off the sampling thread: it opens every old session's file.
-    threading.Thread(target=_prune, args=(directory.parent, config), name="wiseflow-prune", daemon=True).start()
+    pruner = Pruner(
+        directory.parent, config.session_id, config.retention_days * 86_400.0, config.retention_bytes, clock
+    )
+    pruner.start()
     sampled = False
     try:
         sampler.run()
@@ -95,6 +101,7 @@ def run(
     finally:
         if not sampled:
             link.inbox.put(None)
+        pruner.stop()
         thread.join(10.0)
         if sampled and outcome:
             keeper.finish(crashed=not outcome[0])
@@ -104,6 +111,7 @@ def run(
         probe.close()
         ring.close()
         writer.close()
+        room.release()
     if not outcome:
         raise RecorderError("the recorder's writing thread ended with an error")
     return outcome[0]
@@ -114,10 +122,14 @@ def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, cloc
         if config.resume:
             writer.meta("ended_seconds", None)
             writer.meta("crashed", False)
+            writer.give_up_commands(
+                "the recorder was replaced before the answer came: it may have been done", clock.time()
+            )
         else:
-            writer.meta("started_seconds", clock.time())
+            writer.meta("started_seconds", config.started_seconds or clock.time())
         writer.meta("session_id", config.session_id)
         writer.meta("title", config.title)
+        writer.meta("notice", config.notice)
         writer.meta("identity", dict(config.identity))
         writer.meta("limit_source", probe.limits.limit_source)
         writer.meta("settings", dict(config.settings.public))
@@ -127,12 +139,3 @@ def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, cloc
         writer.commit()
     except sqlite3.Error as error:
         raise StoreError(f"the session's file in {config.directory} cannot be written: {error}") from error
-
-
-def _prune(root: Path, config: RecorderConfig) -> None:
-    """Remove sessions that ended longer ago than the retention; never a live one, never our own."""
-    limit = time.time() - config.retention_days * 86_400.0
-    for info in list_sessions(root, time.time()):
-        over = info.ended_seconds if info.ended_seconds == info.ended_seconds else info.last_seen_seconds
-        if info.state is not SessionState.LIVE and info.session_id != config.session_id and over < limit:
-            shutil.rmtree(info.path, ignore_errors=True)

@@ -15,6 +15,7 @@ import errno
 import mmap
 import os
 import struct
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ MAGIC = b"WFRING\x00\x01"
 HEADER = struct.Struct("<8sIIQ")
 COUNT_AT = 32
 HEADER_BYTES = 64
+#: A path that begins so is no file: the ring is memory, shared within the process.
+MEMORY_PREFIX = "memory:"
+_memory_rings: weakref.WeakValueDictionary[str, mmap.mmap] = weakref.WeakValueDictionary()
 
 
 class RingWriter:
@@ -57,19 +61,31 @@ class RingWriter:
     >>> writer.close()
     """
 
-    def __init__(self, path: str, columns: Sequence[str] = SAMPLE_COLUMNS, capacity: int = 3600) -> None:
+    def __init__(self, path: str, columns: Sequence[object] = SAMPLE_COLUMNS, capacity: int = 3600) -> None:
+        if path.startswith(MEMORY_PREFIX):
+            self._attach(mmap.mmap(-1, HEADER_BYTES + capacity * len(columns) * 8), len(columns), capacity)
+            _memory_rings[path] = self._map
+            self._begin(len(columns))
+            return
         # Not cut to nothing first: a reader that has it mapped would be killed by its next look.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         fd = os.open(path, flags, 0o600)
         try:
-            _reserve(fd, HEADER_BYTES + capacity * len(columns) * 8)
-            self._attach(fd, len(columns), capacity)
+            # Whatever the umask.
+            if hasattr(os, "fchmod"):
+                os.fchmod(fd, 0o600)
+            size = HEADER_BYTES + capacity * len(columns) * 8
+            _reserve(fd, size)
+            self._attach(mmap.mmap(fd, size), len(columns), capacity)
         finally:
             os.close(fd)
+        self._begin(len(columns))
+
+    def _begin(self, columns: int) -> None:
         self._map[0:8] = bytes(8)
         self._counter[0] = 0
         # The magic last: a reader that sees it sees a whole header.
-        HEADER.pack_into(self._map, 0, bytes(8), len(columns), 0, capacity)
+        HEADER.pack_into(self._map, 0, bytes(8), columns, 0, self.capacity)
         self._map[0:8] = MAGIC
 
     @classmethod
@@ -85,14 +101,14 @@ class RingWriter:
         try:
             columns, capacity = _layout(os.pread(fd, HEADER_BYTES, 0) if hasattr(os, "pread") else _head(path), path)
             self = cls.__new__(cls)
-            self._attach(fd, columns, capacity)
+            self._attach(mmap.mmap(fd, HEADER_BYTES + capacity * columns * 8), columns, capacity)
         finally:
             os.close(fd)
         self._count = self._counter[0]
         return self
 
-    def _attach(self, fd: int, columns: int, capacity: int) -> None:
-        self._map = mmap.mmap(fd, HEADER_BYTES + capacity * columns * 8)
+    def _attach(self, mapped: mmap.mmap, columns: int, capacity: int) -> None:
+        self._map = mapped
         self._counter = _counter(self._map)
         self._row = struct.Struct(f"<{columns}d")
         self.capacity = capacity
@@ -103,6 +119,27 @@ class RingWriter:
         """How many rows were ever written."""
         return self._count
 
+    def newest(self) -> tuple[float, ...] | None:
+        """The row that was written last, or None before the first."""
+        if self._count == 0:
+            return None
+        return self._row.unpack_from(self._map, HEADER_BYTES + ((self._count - 1) % self.capacity) * self._row.size)
+
+    def copied_to(self, path: str) -> RingWriter:
+        """Go on in another file that holds the same rows; this one is closed.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be made; this one goes on.
+        """
+        other = RingWriter(path, range(self._row.size // 8), self.capacity)
+        # The count last, as ever.
+        other._map[HEADER_BYTES:] = self._map[HEADER_BYTES:]
+        other._count = other._counter[0] = self._count
+        self.close()
+        return other
+
     def append(self, sample: Sequence[float]) -> None:
         """Write one row, then the count."""
         self._row.pack_into(self._map, HEADER_BYTES + (self._count % self.capacity) * self._row.size, *sample)
@@ -112,7 +149,9 @@ class RingWriter:
     def close(self) -> None:
         """Unmap the file; it stays."""
         self._counter.release()
-        self._map.close()
+        # One in memory is mapped by its readers too, and goes with the last of them.
+        with contextlib.suppress(BufferError):
+            self._map.close()
 
 
 class RingReader:
@@ -127,9 +166,17 @@ class RingReader:
     """
 
     def __init__(self, path: str) -> None:
-        with open(path, "rb") as stream:
-            self._columns, self.capacity = _layout(stream.read(HEADER_BYTES), path)
-            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._path = path
+        self._inode: tuple[int, int] | None = None
+        if path.startswith(MEMORY_PREFIX):
+            self._map = _memory_ring(path)
+            self._columns, self.capacity = _layout(self._map[:HEADER_BYTES], path)
+        else:
+            with open(path, "rb") as stream:
+                self._columns, self.capacity = _layout(stream.read(HEADER_BYTES), path)
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                status = os.fstat(stream.fileno())
+                self._inode = status.st_dev, status.st_ino
         self._counter = _counter(self._map)
         self._row = struct.Struct(f"<{self._columns}d")
 
@@ -137,6 +184,16 @@ class RingReader:
     def count(self) -> int:
         """How many rows were ever written."""
         return self._counter[0]
+
+    def was_replaced(self) -> bool:
+        """Whether another file is at the path by now: this one is not written any more."""
+        if self._inode is None:
+            return False
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) != self._inode
 
     def latest(self) -> Sample | None:
         """The newest row, or None before the first."""
@@ -175,9 +232,18 @@ class RingReader:
     def close(self) -> None:
         """Unmap the file."""
         self._counter.release()
+        if self._path.startswith(MEMORY_PREFIX):
+            return  # the writer's own
         # A copy under way in another thread still needs the map; it goes with the last user.
         with contextlib.suppress(BufferError):
             self._map.close()
+
+
+def _memory_ring(path: str) -> mmap.mmap:
+    try:
+        return _memory_rings[path]
+    except KeyError:
+        raise FileNotFoundError(f"there is no ring {path} in this process") from None
 
 
 def _counter(mapped: mmap.mmap) -> memoryview[int]:

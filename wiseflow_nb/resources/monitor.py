@@ -544,6 +544,9 @@ class ResourceMonitor:
         return decision
 
     def _reader(self) -> RingReader | None:
+        if self._ring is not None and self._ring.was_replaced():
+            # Deleted, and made again by the recorder. Another thread may still copy from the old one.
+            self._ring = None
         if self._ring is None and self._ring_path is not None:
             # Before the recorder made it, and after it was pruned, there is no ring: no sample yet.
             with contextlib.suppress(OSError, ValueError):

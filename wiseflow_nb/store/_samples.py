@@ -94,6 +94,10 @@ class SampleWriter:
 
     def add(self, sample: Sample) -> None:
         """Take one sample."""
+        if self._block and sample.time_seconds < self._block[-1].time_seconds:
+            # The clock was set back: the times in a block only grow, or it would not be found by them.
+            self._unsaved.append(self._block)
+            self._block = []
         self._block.append(sample)
         if len(self._block) >= BLOCK_ROWS[0]:
             self._unsaved.append(self._block)
@@ -140,6 +144,18 @@ class SampleWriter:
         """End the open buckets and blocks of the upper tiers; what comes after begins new ones."""
         for tier in self._tiers:
             tier.close()
+
+    def give_up(self, most: int) -> int:
+        """Keep ``most`` full blocks of each tier that wait, at most; return how many raw samples were given up."""
+        for tier in self._tiers:
+            del tier.unsaved[: max(0, len(tier.unsaved) - most)]
+        over = self._unsaved[: max(0, len(self._unsaved) - most)]
+        del self._unsaved[: len(over)]
+        return sum(len(block) for block in over)
+
+    def go_on_in(self, db: sqlite3.Connection) -> None:
+        """Write through another connection, to a file with the same content."""
+        self._db = db
 
     def committed(self) -> None:
         """What was written is durable."""

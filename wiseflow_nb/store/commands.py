@@ -84,17 +84,43 @@ def validate(verb: str, arguments: Any) -> dict[str, Any]:
     >>> validate("cancel", {"task_id": "t1"})
     {'task_id': 't1'}
     """
-    expected = VERBS.get(verb)
+    expected = VERBS.get(verb) if isinstance(verb, str) else None
     if expected is None:
-        raise UsageError(f"unknown command {verb[:64]!r}; the commands are {', '.join(VERBS)}")
+        raise UsageError(f"unknown command {_shown(verb)}; the commands are {', '.join(VERBS)}")
     if not isinstance(arguments, dict) or arguments.keys() != expected.keys():
         raise UsageError(f"{verb} takes exactly: {', '.join(expected) or 'no arguments'}")
     for name, (check, allowed) in expected.items():
         if not check(arguments[name]):
-            raise UsageError(f"{verb}: {name}={str(arguments[name])[:64]!r} is not {allowed}")
-    if len(json.dumps(arguments)) > MAX_ARGUMENT_BYTES:
+            raise UsageError(f"{verb}: {name}={_shown(arguments[name])} is not {allowed}")
+    try:
+        size = len(json.dumps(arguments))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{verb}: the arguments cannot be sent ({error}); give texts, numbers and lists") from None
+    if size > MAX_ARGUMENT_BYTES:
         raise UsageError(f"{verb}: the arguments are over {MAX_ARGUMENT_BYTES} bytes; send less")
     return arguments
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an int with more digits than Python writes
+        text = f"a number of {type(value).__name__}"
+    return text if len(text) <= 66 else f"{text[:65]}…"
+
+
+def logged(verb: str, arguments: Mapping[str, Any], who: str, result: CommandResult, now: float) -> dict[str, Any]:
+    """Return the row of a command that went another way than through the table; ``now`` is epoch seconds."""
+    return {
+        "created_seconds": now,
+        "who": who[:256],
+        "verb": verb,
+        "arguments": json.dumps(dict(arguments), default=str)[:MAX_ARGUMENT_BYTES],
+        "status": "done",
+        "ok": int(result.ok),
+        "message": result.message,
+        "finished_seconds": now,
+    }
 
 
 def send(

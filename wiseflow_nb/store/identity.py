@@ -11,13 +11,18 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Host, boot, pid namespace, pid and start time (seconds since the epoch) of a process."""
+    """Host, boot, pid namespace, pid and start of a process.
+
+    ``start_seconds`` is since the epoch, and moves when the clock is set; ``start_ticks`` is since
+    the boot and does not (0 where the system does not tell).
+    """
 
     host: str
     boot_id: str
     pid_namespace: str
     pid: int
     start_seconds: float
+    start_ticks: int = 0
 
     def to_dict(self) -> dict[str, str | int | float]:
         return asdict(self)
@@ -26,7 +31,8 @@ class Identity:
 def identify(pid: int | None = None) -> Identity:
     """Return the identity of a live process (default: this one)."""
     pid = os.getpid() if pid is None else pid
-    return Identity(socket.gethostname(), _boot_id(), _pid_namespace(), pid, psutil.Process(pid).create_time())
+    started = psutil.Process(pid).create_time()
+    return Identity(socket.gethostname(), _boot_id(), _pid_namespace(), pid, started, _state_and_ticks(pid)[1])
 
 
 def is_alive(identity: Identity) -> bool | None:
@@ -34,6 +40,9 @@ def is_alive(identity: Identity) -> bool | None:
     here = (socket.gethostname(), _boot_id(), _pid_namespace())
     if here != (identity.host, identity.boot_id, identity.pid_namespace):
         return None
+    if identity.start_ticks:
+        state, ticks = _state_and_ticks(identity.pid)
+        return ticks == identity.start_ticks and state not in ("Z", "X")
     try:
         process = psutil.Process(identity.pid)
         # create_time() is rounded to clock ticks and moves with clock corrections.
@@ -43,6 +52,17 @@ def is_alive(identity: Identity) -> bool | None:
         return False
     except psutil.AccessDenied:
         return None
+
+
+def _state_and_ticks(pid: int) -> tuple[str, int]:
+    """The state and the start (ticks since the boot) of a process on Linux; ("", 0) where there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            # The name, in parentheses, may hold anything.
+            fields = stream.read().rpartition(b")")[2].split()
+        return fields[0].decode("ascii"), int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return "", 0
 
 
 def _boot_id() -> str:

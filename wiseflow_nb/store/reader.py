@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -25,14 +26,15 @@ from wiseflow_nb.records import (
     from_json_dict,
 )
 from wiseflow_nb.store.identity import Identity, is_alive
-from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, valid_session_id
-from wiseflow_nb.store.schema import ALERT_COLUMNS, CELL_COLUMNS, TASK_COLUMNS, check_version
+from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, database_uri, in_memory, valid_session_id
+from wiseflow_nb.store.schema import ALERT_COLUMNS, CELL_COLUMNS, COMMAND_COLUMNS, TASK_COLUMNS, check_version
 
 if TYPE_CHECKING:
     import numpy as np
 
 #: Where the process cannot be seen (another host or namespace), this long without a heartbeat means crashed.
 HEARTBEAT_LOST_SECONDS = 15.0
+KEPT_ALERTS = 1000
 _JSON_COLUMNS = frozenset({"dependencies", "tags", "top_processes"})
 
 
@@ -51,23 +53,41 @@ class StoreReader:
         self.directory = directory
         self.path = directory / DATABASE_NAME
         self._lock = threading.Lock()
+        self._inode: tuple[int, int] | None = None
+        self._alerts: list[tuple[int, AlertTransition]] = []
+        self._alerts_lock = threading.Lock()
         try:
-            check_owned(directory)
-            check_owned(self.path)
+            if not in_memory(directory):
+                check_owned(directory)
+                check_owned(self.path)
+                self._inode = self.inode()
             self._db = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=ro",
+                database_uri(self.path, "ro"),
                 uri=True,
                 isolation_level=None,
                 check_same_thread=False,
                 timeout=2.0,
             )
-            check_version(self._db, str(self.path))
+            #: An ended session's file stays as the version that wrote it left it.
+            self._version = check_version(self._db, str(self.path))
         except FileNotFoundError:
             raise SessionNotFoundError(
                 f"there is no session {directory.name!r}; `wiseflow sessions` lists those there are"
             ) from None
         except sqlite3.Error as error:
             raise StoreError(f"{self.path} cannot be read: {error}") from error
+
+    def inode(self) -> tuple[int, int] | None:
+        """Which file is at the path now."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def was_replaced(self) -> bool:
+        """Whether another file is at the path than the one that was opened: this one is not written any more."""
+        return self._inode is not None and self.inode() not in (None, self._inode)
 
     def query(self, statement: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run one SELECT and return all rows."""
@@ -100,15 +120,33 @@ class StoreReader:
 
     def task_counts(self) -> dict[str, int]:
         """How many tasks are in each state."""
+        if self._version < 3:
+            return {
+                str(state): count for state, count in self.query("SELECT state, count(*) FROM tasks GROUP BY state")
+            }
         return {
-            str(state): int(count) for state, count in self.query("SELECT state, count(*) FROM tasks GROUP BY state")
+            str(state): count for state, count in self.query("SELECT state, count FROM task_counts WHERE count > 0")
         }
 
     def alerts(self, limit: int = 1000) -> list[AlertTransition]:
         """The newest alert transitions, oldest first."""
+        if limit > KEPT_ALERTS:
+            return [alert for _, alert in self._read_alerts(-1, limit)]
+        with self._alerts_lock:
+            # They are only ever added, at the end: what was read once is not read again.
+            newest = self._alerts[-1][0] if self._alerts else -1
+            if self.query("SELECT coalesce(max(rowid), -1) FROM alerts")[0][0] < newest:
+                self._alerts, newest = [], -1  # all were old, and removed
+            self._alerts = [*self._alerts, *self._read_alerts(newest, KEPT_ALERTS)][-KEPT_ALERTS:]
+            return [alert for _, alert in self._alerts[-limit:]]
+
+    def _read_alerts(self, after: int, limit: int) -> list[tuple[int, AlertTransition]]:
         columns = self._present("alerts", ALERT_COLUMNS)
-        rows = self.query(f"SELECT {', '.join(columns)} FROM alerts ORDER BY rowid DESC LIMIT ?", (limit,))
-        return [_record(AlertTransition, columns, row) for row in reversed(rows)]
+        rows = self.query(
+            f"SELECT rowid, {', '.join(columns)} FROM alerts WHERE rowid > ? ORDER BY rowid DESC LIMIT ?",
+            (after, limit),
+        )
+        return [(row[0], _record(AlertTransition, columns, row[1:])) for row in reversed(rows)]
 
     def _present(self, table: str, columns: Sequence[str]) -> tuple[str, ...]:
         """Those of the columns that the file has: one of an earlier version, read only, is not migrated."""
@@ -175,6 +213,20 @@ class StoreReader:
             return np.empty((0, planes, wanted)), -math.inf
         return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)), max(row[2] for row in found)
 
+    def commands(self, limit: int = 10_000) -> list[tuple[Any, ...]]:
+        """The newest commands, oldest first: who asked what and when, and what came of it (``COMMAND_COLUMNS``).
+
+        The leases of those who watch are left out: there is one every few seconds.
+        """
+        # As bytes: whoever can write the table can also write text that is none.
+        texts = {"who", "verb", "arguments", "status", "message"}
+        columns = ", ".join(f"CAST({name} AS BLOB)" if name in texts else name for name in COMMAND_COLUMNS)
+        rows = self.query(f"SELECT {columns} FROM commands WHERE verb != 'watch' ORDER BY id DESC LIMIT ?", (limit,))
+        return [
+            tuple(item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in row)
+            for row in reversed(rows)
+        ]
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:
@@ -224,6 +276,7 @@ def info_from_meta(meta: dict[str, Any], directory: Path, now: float) -> Session
         last_seen_seconds=last_seen,
         limit_source=str(meta.get("limit_source", "")),
         path=str(directory),
+        notice=str(meta.get("notice") or ""),
     )
 
 

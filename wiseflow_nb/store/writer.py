@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +14,12 @@ from typing import Any
 from wiseflow_nb.errors import StoreError
 from wiseflow_nb.records import TIER_RETENTION_SECONDS, AlertTransition, Sample, to_json_dict
 from wiseflow_nb.store._samples import SampleWriter
+from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES
+from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, database_uri, in_memory, private_directory
 from wiseflow_nb.store.schema import (
     ALERT_COLUMNS,
     CELL_COLUMNS,
+    COMMAND_COLUMNS,
     TASK_COLUMNS,
     TRANSITION_COLUMNS,
     check_version,
@@ -22,6 +27,9 @@ from wiseflow_nb.store.schema import (
 )
 
 MAX_TEXT = 100_000
+COMMANDS_AT_ONCE = 100
+#: One more than the arguments of a command may have, to tell that it has more.
+READ_ARGUMENT_BYTES = MAX_ARGUMENT_BYTES + 1
 
 
 def _upsert(table: str, columns: Sequence[str]) -> str:
@@ -29,7 +37,13 @@ def _upsert(table: str, columns: Sequence[str]) -> str:
 
 
 _STATEMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "task": (_upsert("tasks", TASK_COLUMNS), TASK_COLUMNS),
+    # Updated in place: replacing a row would not run the triggers that count.
+    "task": (
+        _upsert("tasks", TASK_COLUMNS).replace("INSERT OR REPLACE", "INSERT")
+        + " ON CONFLICT (task_id) DO UPDATE SET "
+        + ", ".join(f"{name} = excluded.{name}" for name in TASK_COLUMNS if name != "task_id"),
+        TASK_COLUMNS,
+    ),
     "transition": (_upsert("transitions", TRANSITION_COLUMNS), TRANSITION_COLUMNS),
     "cell": (_upsert("cells", CELL_COLUMNS), CELL_COLUMNS),
     "alert": (_upsert("alerts", ALERT_COLUMNS).replace("OR REPLACE", "OR IGNORE"), ALERT_COLUMNS),
@@ -38,6 +52,8 @@ _STATEMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("time_seconds", "kind", "message", "data"),
     ),
     "meta": (_upsert("meta", ("key", "value")), ("key", "value")),
+    # A verb that was used in the kernel itself, for the record.
+    "command": (_upsert("commands", COMMAND_COLUMNS), COMMAND_COLUMNS),
     # Of an alert that is judged in the kernel; a second mark keeps what the first one said.
     "mark": (
         "INSERT INTO alert_marks (alert_id, acknowledged, silenced_until) VALUES (?, ?, ?) ON CONFLICT (alert_id) "
@@ -50,13 +66,37 @@ _STATEMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def bindable(value: Any) -> Any:
     """Return a value that SQLite stores as what it means: bounded valid text, JSON for the rest."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return math.copysign(math.inf, value > 0 or -1)
     if value is None or isinstance(value, (int, float)):
         return value
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else _json_text(value)
     if len(text) > MAX_TEXT:
         text = text[: MAX_TEXT - 1] + "…"
     # A lone surrogate is legal in a str and not in UTF-8.
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _own_file(path: Path) -> None:
+    """Make a file (0600 whatever the umask), or check that the one there is this user's."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    os.close(fd)
+    check_owned(path)
+    os.chmod(path, 0o600)
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _json_text(value: Any) -> str:
+    """JSON that stays JSON when it is too long: a list loses its end, an object all but the beginning of its text."""
+    text = json.dumps(value)
+    while len(text) > MAX_TEXT:
+        value = value[: len(value) // 2] if isinstance(value, list) else {"cut": text[:1000]}
+        text = json.dumps(value)
+    return text
 
 
 class StoreWriter:
@@ -74,20 +114,73 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db = self._open()
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600))
-            os.chmod(path, 0o600)
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-            check_version(self._db, str(path))
-            # Before the journal mode, or it is silently off.
-            self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            migrate(self._db, str(path))
             self._samples = SampleWriter(self._db)
-        except (OSError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
+            self._db.close()
             raise StoreError(f"{path} cannot be opened for recording: {error}") from error
         self._in_transaction = False
+
+    def _open(self) -> sqlite3.Connection:
+        path = self.path
+        try:
+            if not in_memory(path):
+                _own_file(path)
+            db = sqlite3.connect(
+                database_uri(path, "rw"), uri=True, isolation_level=None, check_same_thread=False, timeout=5.0
+            )
+            try:
+                check_version(db, str(path))
+                # Before the journal mode, or it is silently off.
+                db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = NORMAL")
+                migrate(db, str(path))
+                self._inode = None if in_memory(path) else _inode(path)
+            except BaseException:
+                db.close()
+                raise
+            return db
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{path} cannot be opened for recording: {error}") from error
+
+    def is_in_place(self) -> bool:
+        """Whether the file that is written still is the one at its path, with its log beside it."""
+        if self._inode is None or os.name != "posix":
+            return True  # in memory; or an open file cannot be deleted
+        try:
+            os.stat(f"{self.path}-wal")
+            return _inode(self.path) == self._inode
+        except OSError:
+            return False
+
+    def remake(self) -> None:
+        """Put a deleted file back, whole: the open one still holds everything. Gives up an open transaction.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be put back; a later call tries again.
+        """
+        new = self.path.with_name(f"{DATABASE_NAME}.new")
+        try:
+            private_directory(self.path.parent)
+            # A log that was left alone would be played into the new file.
+            for path in (new, *(Path(f"{base}{end}") for base in (new, self.path) for end in ("-wal", "-shm"))):
+                path.unlink(missing_ok=True)
+            _own_file(new)
+            with contextlib.closing(sqlite3.connect(new)) as copy:
+                self.rollback()
+                self._db.backup(copy)
+            os.replace(new, self.path)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{self.path} cannot be put back: {error}") from error
+        # Only now: until here the old one was all there is. (Closing it touches no other file: SQLite sees the move.)
+        old, self._db = self._db, self._open()
+        self._samples.go_on_in(self._db)
+        old.close()
 
     def begin(self) -> None:
         """Open a transaction unless one is open."""
@@ -115,11 +208,16 @@ class StoreWriter:
         self.begin()
         for table, values in rows:
             known = _STATEMENTS.get(table)
-            if known is None or not isinstance(values, Mapping):
+            if known is None:
                 unknown += 1
                 continue
             statement, columns = known
-            self._db.execute(statement, [bindable(values.get(name)) for name in columns])
+            if isinstance(values, Mapping):
+                values = [values.get(name) for name in columns]
+            elif not isinstance(values, list) or len(values) != len(columns):
+                unknown += 1
+                continue
+            self._db.execute(statement, [bindable(value) for value in values])
         return unknown
 
     def meta(self, key: str, value: Any) -> None:
@@ -176,6 +274,10 @@ class StoreWriter:
             self.begin()
             self._samples.write(partial)
 
+    def give_up_blocks(self, most: int) -> int:
+        """Keep ``most`` full blocks of a tier that wait, at most; return how many samples were given up."""
+        return self._samples.give_up(most)
+
     def close_tiers(self) -> None:
         """Write the open buckets of the upper tiers too, as far as they go: the end of a recording."""
         self._samples.close_buckets()
@@ -200,13 +302,22 @@ class StoreWriter:
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def new_commands(self) -> list[tuple[int, float, str, str, str]]:
-        """Return (id, created, who, verb, arguments) of the commands nobody took yet."""
+        """Return (id, created, who, verb, arguments) of the first commands nobody took yet."""
         # As bytes: whoever can write the table can also write text that is none.
         rows = self._db.execute(
-            "SELECT id, created_seconds, CAST(who AS BLOB), CAST(verb AS BLOB), "
-            "CAST(substr(arguments, 1, 70000) AS BLOB) FROM commands WHERE status = 'new' ORDER BY id LIMIT 100"
+            "SELECT id, created_seconds, substr(CAST(who AS BLOB), 1, 1024), substr(CAST(verb AS BLOB), 1, 256), "
+            "substr(CAST(arguments AS BLOB), 1, ?) FROM commands WHERE status = 'new' ORDER BY id LIMIT ?",
+            (READ_ARGUMENT_BYTES, COMMANDS_AT_ONCE),
         ).fetchall()
         return [(row[0], row[1], *(bytes(item or b"").decode("utf-8", "replace") for item in row[2:])) for row in rows]
+
+    def give_up_commands(self, why: str, now: float) -> None:
+        """Answer what nobody will answer any more."""
+        self.begin()
+        self._db.execute(
+            "UPDATE commands SET status = 'done', ok = 0, message = ?, finished_seconds = ? WHERE status != 'done'",
+            (why, now),
+        )
 
     def take_command(self, number: int) -> None:
         """Mark a command as taken, so that its sender cannot withdraw it any more."""
@@ -220,6 +331,11 @@ class StoreWriter:
             "UPDATE commands SET status = 'done', ok = ?, message = ?, finished_seconds = ? WHERE id = ?",
             (int(ok), bindable(message), now, number),
         )
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """What is written through, for the upkeep of the file."""
+        return self._db
 
     def close(self) -> None:
         """Commit and close."""

@@ -1,0 +1,314 @@
+"""The record: what it adds to a task, what a command takes, and a file of a million samples and a million tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.benchmarks.harness import Bench
+from wiseflow_nb.recorder._rows import row_of
+from wiseflow_nb.records import SAMPLE_COLUMNS, TaskRecord, TaskState
+from wiseflow_nb.session import Session
+from wiseflow_nb.store.schema import TASK_COLUMNS, TRANSITION_COLUMNS
+from wiseflow_nb.store.trim import Trimmer
+from wiseflow_nb.store.writer import StoreWriter
+from wiseflow_nb.view import StoreView
+
+SAMPLES = TASKS = 1_000_000
+BLOCK = 60
+NOW = 1_800_000_000.0
+PUTS = 20_000
+
+
+def run(bench: Bench) -> None:
+    """Print the figures of the store."""
+    with tempfile.TemporaryDirectory(prefix="wiseflow-bench-") as where:
+        os.environ["WISEFLOW_STATE_DIR"] = where
+        try:
+            _hot_path(bench)
+            _commands(bench)
+            _large_file(bench, Path(where) / "sessions" / "20270115-080000-abcdef")
+        finally:
+            del os.environ["WISEFLOW_STATE_DIR"]
+
+
+def _hot_path(bench: Bench) -> None:
+    """What a task waits for: three changes handed in (pending, running, completed), as a session's tasks do."""
+    with Session(title="bench") as session:
+        record = TaskRecord("t1", "name", TaskState.RUNNING, started_seconds=NOW, rev=1)
+        put = session.recorder.put
+        transition = object()
+
+        def change() -> None:
+            put("task", record)
+            put("transition", transition)
+
+        def nothing() -> None:
+            return
+
+        def timed(body: Callable[[], None]) -> float:
+            # Before the thread that encodes has its turn: its cost is the next figure.
+            pending = session.recorder._pending
+            best = 1e9
+            for _ in range(20):
+                pending.clear()
+                began = time.perf_counter()
+                for _ in range(200):
+                    body()
+                best = min(best, (time.perf_counter() - began) / 200)
+            pending.clear()
+            return best
+
+        with session.recorder._flush_lock:
+            cost = statistics.median(timed(change) - timed(nothing) for _ in range(bench.rounds))
+    bench.note("a change of a task handed to the recorder", cost * 1e6, "microseconds", goal=2.0)
+
+    def encoded() -> float:
+        began = time.perf_counter()
+        for _ in range(2000):
+            json.dumps(row_of("task", record))
+        return (time.perf_counter() - began) / 2000
+
+    bench.note("encoding it, on the flushing thread", min(encoded() for _ in range(5)) * 1e6, "microseconds")
+
+    def tasks(recorded: bool) -> float:
+        from wiseflow_nb.pool import ThreadPoolManager
+        from wiseflow_nb.tasks import TaskManager
+
+        def work(manager: TaskManager) -> float:
+            began = time.perf_counter()
+            futures = [manager.submit(int) for _ in range(2000)]
+            for future in futures:
+                future.result()
+            return (time.perf_counter() - began) / 2000
+
+        if recorded:
+            with Session(title="bench") as session:
+                return work(session.tasks)
+        with ThreadPoolManager() as pool:
+            manager = TaskManager(pool)
+            try:
+                return work(manager)
+            finally:
+                manager.shutdown("now")
+
+    bench.pair(
+        "2,000 tasks of a session, recorded",
+        lambda: tasks(True),
+        lambda: tasks(False),
+        peer_name="of a task manager alone",
+        unit="s/task",
+    )
+
+
+_COMMANDER = """
+import json, sys, time
+from pathlib import Path
+from wiseflow_nb.view import StoreView
+view = StoreView(Path(sys.argv[1]), command_timeout=30.0)
+view.pause()
+view.resume()
+took = []
+for number in range(20):
+    began = time.perf_counter()
+    answer = view.pause() if number % 2 else view.resume()
+    assert answer.ok, answer.message
+    took.append(time.perf_counter() - began)
+    # Out of step with the recorder's looks.
+    time.sleep(0.013 * (number % 9))
+print(json.dumps(took))
+"""
+
+
+def _commands(bench: Bench) -> None:
+    """From the call in a second process to its answer, which is after the session has acted."""
+    for kind in ("idle", "busy"):
+        with Session(title="bench") as session:
+            arguments = [sys.executable, "-c", _COMMANDER, str(session.directory)]
+            child = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+            if kind == "busy":
+                # Pure Python on the main thread, that gives nothing up by itself.
+                while child.poll() is None:
+                    for _ in range(2000):
+                        sum(range(100))
+            out, _ = child.communicate()
+        took = sorted(json.loads(out))
+        name = "a command from another process" + (", the main thread in pure Python" if kind == "busy" else "")
+        bench.note(name, statistics.median(took) * 1e3, "ms at the median", goal=100.0)
+        bench.note(f"{name}, worst of {len(took)}", took[-1] * 1e3, "ms")
+
+
+def _large_file(bench: Bench, directory: Path) -> None:
+    directory.mkdir(parents=True, mode=0o700)
+    path = directory / "session.sqlite"
+    writer = StoreWriter(path)
+    empty = _bytes(writer.connection)
+    _fill_samples(writer.connection)
+    after_samples = _bytes(writer.connection)
+    bench.note("a sample in the file", (after_samples - empty) / SAMPLES, "bytes a row")
+    _fill_tasks(writer.connection)
+    after_tasks = _bytes(writer.connection)
+    bench.note("a task with its transitions in the file", (after_tasks - after_samples) / TASKS, "bytes a row")
+    _fill_rest(writer.connection)
+    writer.meta("identity", {"host": "elsewhere", "boot_id": "", "pid_namespace": "", "pid": 1, "start_seconds": 0.0})
+    writer.meta("heartbeat", NOW)
+    writer.meta("started_seconds", NOW - SAMPLES)
+    writer.commit()
+    writer.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    _queries(bench, directory)
+    _retention(bench, writer)
+    writer.close()
+
+
+def _bytes(connection: sqlite3.Connection) -> int:
+    pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    return int(pages * size)
+
+
+@contextmanager
+def _bulk(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("BEGIN")
+    yield
+    connection.execute("COMMIT")
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _fill_samples(connection: sqlite3.Connection) -> None:
+    width = len(SAMPLE_COLUMNS)
+    pack = struct.Struct(f"<{width}d")
+
+    def blocks() -> Iterator[tuple[int, float, float, int, bytes]]:
+        for first in range(0, SAMPLES, BLOCK):
+            count = min(BLOCK, SAMPLES - first)
+            at = NOW - SAMPLES + first
+            rows = b"".join(pack.pack(at + row, at + row, *([0.5] * (width - 2))) for row in range(count))
+            yield 0, at, at + count - 1, count, rows
+
+    with _bulk(connection):
+        connection.executemany(
+            "INSERT INTO samples (tier, start_seconds, end_seconds, count, data) VALUES (?, ?, ?, ?, ?)", blocks()
+        )
+
+
+def _fill_tasks(connection: sqlite3.Connection) -> None:
+    states = ["completed"] * 97 + ["failed", "cancelled", "timed_out"]
+
+    def tasks() -> Iterator[list[object]]:
+        for number in range(TASKS):
+            at = NOW - TASKS + number
+            record = TaskRecord(
+                f"t{number:07}", f"step {number % 100}", TaskState(states[number % 100]), attempt=1,
+                created_seconds=at, ready_seconds=at, started_seconds=at, finished_seconds=at + 0.5,
+                queue_seconds=0.01, wall_seconds=0.5, cpu_seconds=0.4, cpu_source="thread_time", rev=number + 1,
+            )  # fmt: skip
+            _, values = row_of("task", record)
+            yield [json.dumps(value) if isinstance(value, (list, tuple)) else value for value in values]
+
+    def transitions() -> Iterator[tuple[object, ...]]:
+        moves = (("pending", "running"), ("running", "completed"))
+        for number in range(TASKS * 2):
+            before, after = moves[number % 2]
+            yield number, f"t{number // 2:07}", 1, before, after, NOW - TASKS + number / 2, ""
+
+    with _bulk(connection):
+        connection.executemany(
+            f"INSERT INTO tasks ({', '.join(TASK_COLUMNS)}) VALUES ({', '.join('?' * len(TASK_COLUMNS))})", tasks()
+        )
+        connection.executemany(
+            f"INSERT INTO transitions ({', '.join(TRANSITION_COLUMNS)}) VALUES ({', '.join('?' * 7)})", transitions()
+        )
+
+
+def _fill_rest(connection: sqlite3.Connection) -> None:
+    with _bulk(connection):
+        for number in range(100_000):
+            at = NOW - 100_000 + number
+            connection.execute(
+                "INSERT INTO cells (cell_id, number, first_line, started_seconds, finished_seconds, status) "
+                "VALUES (?, ?, 'x = 1', ?, ?, 'ok')",
+                (f"c{number}", number, at, at + 0.5),
+            )
+            if number % 10 == 0:
+                connection.execute(
+                    "INSERT INTO alerts (alert_id, rule, resource, kind, from_state, to_state, severity, value, "
+                    "threshold, peak, started_seconds, time_seconds, message, top_processes) VALUES "
+                    "(?, 'r', 'cpu', 'fired', 'ok', 'firing', 'warning', 1.0, 1.0, 1.0, ?, ?, 'm', '[]')",
+                    (f"a{number}", at, at),
+                )
+            if number % 20 == 0:
+                connection.execute(
+                    "INSERT INTO events (time_seconds, kind, message, data) VALUES (?, 'told', 'm', '{}')", (at,)
+                )
+
+
+def _queries(bench: Bench, directory: Path) -> None:
+    view = StoreView(directory)
+    store = view._store()
+    for name, query in {
+        "counts of the tasks": store.task_counts,
+        "the 200 tasks changed last": lambda: store.tasks(TASKS - 200),
+        "alerts": lambda: store.alerts(),
+        "cells": lambda: store.cells(200),
+        "an hour of two series": lambda: view.series(["cpu_utilization_ratio", "memory_utilization_ratio"], NOW - 3600),
+        "a snapshot with 200 changed tasks": lambda: view.snapshot(TASKS - 200),
+        "one task": lambda: store.task("t0500000"),
+        "the newest rev": store.task_rev,
+    }.items():
+        query()
+        took = []
+        for _ in range(9):
+            began = time.perf_counter()
+            query()
+            took.append(time.perf_counter() - began)
+        bench.note(f"{name}, of a million", statistics.median(took) * 1e3, "ms", goal=20.0)
+    began = time.perf_counter()
+    view.series(["cpu_utilization_ratio"], NOW - SAMPLES)
+    bench.note("series of all samples", time.perf_counter() - began, "s")
+    view.close()
+
+
+def _retention(bench: Bench, writer: StoreWriter) -> None:
+    """A second process' insert (a command) beside retention: how long does it wait?"""
+    writer.commit()
+    stop = threading.Event()
+    waits: list[float] = []
+    steps: list[float] = []
+
+    def insert() -> None:
+        connection = sqlite3.connect(writer.path, isolation_level=None, timeout=10.0)
+        while not stop.is_set():
+            began = time.perf_counter()
+            connection.execute(
+                "INSERT INTO commands (created_seconds, who, verb, arguments) VALUES (0, 'me', 'pause', '{}')"
+            )
+            waits.append(time.perf_counter() - began)
+            stop.wait(0.005)
+        connection.close()
+
+    thread = threading.Thread(target=insert)
+    thread.start()
+    trimmer = Trimmer(86_400.0, 10**12)
+    rows = writer.connection.execute("SELECT count(*) FROM tasks").fetchone()[0]
+    for _ in range(300):
+        began = time.perf_counter()
+        trimmer.step(writer.connection, NOW)
+        steps.append(time.perf_counter() - began)
+        time.sleep(0.002)
+    stop.set()
+    thread.join()
+    gone = rows - writer.connection.execute("SELECT count(*) FROM tasks").fetchone()[0]
+    bench.note("rows that a step of retention removes", gone / len(steps), "tasks a step")
+    bench.note("a step of retention, the longest", max(steps) * 1e3, "ms", goal=50.0)
+    bench.note("a writer beside it waits at most", max(waits) * 1e3, "ms", goal=50.0)

@@ -1,0 +1,263 @@
+"""The commands table: both sides check alike, and what does not fit is refused with a reason and changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wiseflow_nb.errors import CommandError, UsageError
+from wiseflow_nb.recorder._desk import CommandDesk
+from wiseflow_nb.records import CommandResult
+from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES, VERBS, logged, send, validate
+from wiseflow_nb.store.reader import StoreReader
+from wiseflow_nb.store.writer import COMMANDS_AT_ONCE, StoreWriter
+from wiseflow_nb.testing import FakeClock
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+VALID: dict[str, dict[str, Any]] = {
+    "watch": {"seconds": 10},
+    "cancel": {"task_id": "t1"},
+    "retry": {"task_id": "t1"},
+    "reprioritise": {"task_id": "t1", "priority": "High"},
+    "pause": {},
+    "resume": {},
+    "resize": {"min_workers": 1, "max_workers": 2},
+    "configure": {"changes": {"cpu_threshold": 80}},
+    "acknowledge": {"alert_id": "a1"},
+    "silence": {"alert_id": "a1", "seconds": 60.0},
+    "shutdown": {"mode": "drain"},
+}
+
+
+class Line:
+    """What the desk hands up."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+
+class Watched:
+    """A sampler that has one alert, ``a1``."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def watch(self, seconds: float) -> None:
+        self.calls.append(("watch", seconds))
+
+    def acknowledge(self, alert_id: str) -> bool:
+        self.calls.append(("acknowledge", alert_id))
+        return alert_id == "a1"
+
+    def silence(self, alert_id: str, until: float) -> bool:
+        self.calls.append(("silence", alert_id))
+        return alert_id == "a1"
+
+
+class Office:
+    """A desk over a file, and a connection of somebody who commands."""
+
+    def __init__(self, directory: Path) -> None:
+        self.writer = StoreWriter(directory / "session.sqlite")
+        self.line, self.clock, self.sampler = Line(), FakeClock(), Watched()
+        self.later: list[Any] = []
+        self.desk = CommandDesk(self.writer, self.line, self.clock, self.later.append, lambda event: None)
+        self.desk.sampler = self.sampler
+        self.outside = sqlite3.connect(directory / "session.sqlite", isolation_level=None)
+        self.directory = directory
+
+    def insert(self, verb: Any, arguments: Any, *, who: Any = "me", created: Any = None) -> int:
+        created = self.clock.time() if created is None else created
+        return self.outside.execute(
+            "INSERT INTO commands (created_seconds, who, verb, arguments) VALUES (?, ?, ?, ?)",
+            (created, who, verb, arguments),
+        ).lastrowid
+
+    def row(self, number: int) -> tuple[Any, ...]:
+        return self.outside.execute("SELECT status, ok, message FROM commands WHERE id = ?", (number,)).fetchone()
+
+    def close(self) -> None:
+        self.outside.close()
+        self.writer.close()
+
+
+@pytest.fixture
+def office(tmp_path: Path):
+    made = Office(tmp_path)
+    yield made
+    made.close()
+
+
+def test_every_verb_has_an_example_here() -> None:
+    assert VALID.keys() == VERBS.keys()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_fits_is_taken_on_both_sides(verb: str, office: Office) -> None:
+    assert validate(verb, VALID[verb]) == VALID[verb]
+    number = office.insert(verb, json.dumps(VALID[verb]))
+    office.desk.poll()
+    handed_up = [message for message in office.line.sent if message["id"] == number]
+    if verb in ("watch", "acknowledge", "silence"):
+        assert office.row(number)[:2] == ("done", 1)
+        assert handed_up == []
+    else:
+        assert office.row(number)[0] == "taken"
+        assert handed_up == [{"t": "command", "id": number, "verb": verb, "arguments": VALID[verb], "who": "me"}]
+
+
+@given(st.sampled_from(sorted(VERBS)) | st.text(max_size=10), JSON)
+def test_validation_returns_what_it_was_given_or_says_why_not(verb: str, arguments: Any) -> None:
+    refused = ""
+    try:
+        assert validate(verb, arguments) is arguments
+    except UsageError as error:
+        refused = str(error)
+    assert len(refused) < 400
+    assert bool(refused) or verb in VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@given(value=JSON)
+def test_any_value_in_any_place_is_judged(verb: str, value: Any) -> None:
+    for name in VALID[verb]:
+        with contextlib.suppress(UsageError):
+            validate(verb, VALID[verb] | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "reason"),
+    [
+        ("cancel", {"task_id": "t" * 257}, "task's id"),
+        ("configure", {"changes": {"x": "y" * MAX_ARGUMENT_BYTES}}, "over 65536 bytes"),
+        ("configure", {"changes": {"x": object()}}, "cannot be sent"),
+        ("watch", {"seconds": 10**5000}, "number"),
+        ("watch", {"seconds": float("nan")}, "number"),
+        ("watch", {"seconds": True}, "number"),
+        (["pause"], {}, "unknown command"),
+        ("pause", None, "takes exactly"),
+        ("pause", {"now": 1}, "takes exactly"),
+        ("resize", {"min_workers": 1}, "takes exactly"),
+        ("shutdown", {"mode": ["now"]}, "drain"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_sent(verb: Any, arguments: Any, reason: str, office: Office) -> None:
+    with pytest.raises(UsageError, match=reason):
+        send(office.outside, verb, arguments, who="me", now=0.0)
+    assert office.outside.execute("SELECT count(*) FROM commands").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "created", "reason"),
+    [
+        ("format_disk", "{}", None, "unknown command"),
+        ("", "{}", None, "unknown command"),
+        ("x" * 1_000_000, "{}", None, "unknown command"),
+        (b"\xff\xfe", "{}", None, "unknown command"),
+        ("pause", "{", None, "not JSON"),
+        ("pause", "[" * 60_000, None, "refused"),
+        ("pause", "null", None, "takes exactly"),
+        ("pause", b"\x00\xff", None, "not JSON"),
+        ("cancel", '{"task_id": {}}', None, "task's id"),
+        ("configure", '{"changes": {"x": "' + "y" * 70_000 + '"}}', None, "over 65536 bytes"),
+        ("pause", "{}" + " " * 1_000_000, None, "over 65536 bytes"),
+        ("pause", "{}", 0.0, "older than"),
+        ("pause", "{}", 1e300, "older than"),
+        ("pause", "{}", float("inf"), "does not say when"),
+        ("pause", "{}", "yesterday", "does not say when"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_refused_and_changes_nothing(
+    verb: Any, arguments: Any, created: Any, reason: str, office: Office
+) -> None:
+    bad = office.insert(verb, arguments, created=created)
+    good = office.insert("pause", "{}")
+    office.desk.poll()
+    status, ok, message = office.row(bad)
+    assert (status, ok) == ("done", 0)
+    assert reason in message
+    assert len(message) < 1000
+    assert [message["id"] for message in office.line.sent] == [good]
+    assert office.sampler.calls == []
+
+
+def test_more_commands_than_are_taken_at_once_are_all_taken(office: Office) -> None:
+    for number in range(COMMANDS_AT_ONCE * 2 + 10):
+        office.insert("cancel", json.dumps({"task_id": f"t{number}"}))
+    for _ in range(4):
+        office.desk.poll()
+    asked = [message["arguments"]["task_id"] for message in office.line.sent]
+    assert asked == [f"t{number}" for number in range(COMMANDS_AT_ONCE * 2 + 10)]
+
+
+def test_nothing_is_read_while_nobody_wrote(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    office.desk.poll()
+    monkeypatch.setattr(office.writer, "new_commands", lambda: pytest.fail("the table was read"))
+    office.desk.poll()
+
+
+def test_a_command_whose_taking_was_not_committed_is_carried_out_once(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = office.insert("retry", '{"task_id": "t1"}')
+    with monkeypatch.context() as patch:
+        patch.setattr(office.writer, "commit", lambda: (_ for _ in ()).throw(sqlite3.OperationalError("disk is full")))
+        with pytest.raises(sqlite3.OperationalError):
+            office.desk.poll()
+    assert office.line.sent == []
+    office.writer.rollback()
+    office.desk.look_again()
+    office.desk.poll()
+    office.desk.poll()
+    assert [message["id"] for message in office.line.sent] == [number]
+
+
+def test_a_command_that_nobody_took_is_withdrawn_and_one_that_was_taken_is_not(office: Office) -> None:
+    now = office.clock.time()
+    with pytest.raises(CommandError, match="was withdrawn"):
+        send(office.outside, "pause", {}, who="me", now=now, timeout=0.01, poll=0.001)
+    office.desk.poll()
+    assert office.line.sent == []
+    number = office.insert("pause", "{}")
+    office.desk.poll()
+    office.writer.give_up_commands("the session ended", now)
+    office.writer.commit()
+    assert office.row(number) == ("done", 0, "the session ended")
+
+
+def test_the_audit_is_readable_afterwards(office: Office) -> None:
+    hostile = "'; DROP TABLE tasks; -- <b>\x00"
+    office.insert("watch", '{"seconds": 10}')
+    first = office.insert("cancel", '{"task_id": "t1"}', who=hostile)
+    office.insert("nonsense", b"\xff\xfe", who=b"\xff")
+    office.desk.poll()
+    office.desk.answer(first, True, "t1 was asked to stop")
+    row = logged("pause", {}, "this kernel", CommandResult(True, "paused"), office.clock.time())
+    office.writer.apply([["command", row]])
+    office.writer.commit()
+    reader = StoreReader(office.directory)
+    rows = reader.commands()
+    assert [(who, verb, ok) for _, who, verb, _, _, ok, _, _ in rows] == [
+        (hostile, "cancel", 1),
+        ("�", "nonsense", 0),
+        ("this kernel", "pause", 1),
+    ]
+    assert [row[4] for row in rows] == ["done"] * 3
+    assert [row[6] for row in rows][::2] == ["t1 was asked to stop", "paused"]
+    assert all(row[7] == office.clock.time() for row in rows)
+    assert len(reader.commands(1)) == 1
+    reader.close()
