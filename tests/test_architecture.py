@@ -19,8 +19,8 @@ FLOORS: dict[int, set[str]] = {
     5: {"dashboard"},
     4: {"session"},
     3: {"governor", "recorder", "tasks", "text", "view"},
-    2: {"pool", "resources", "store"},
-    1: {"config", "context", "events", "frames", "sizing"},
+    2: {"pool", "report", "resources", "store"},
+    1: {"config", "context", "events", "frames", "lines", "sizing"},
     0: {"clock", "errors", "futures", "quantities", "records"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -241,8 +241,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     from wiseflow_nb import __version__
     from wiseflow_nb.dashboard.serve import check_port
+    from wiseflow_nb.lines import table
     from wiseflow_nb.store.paths import file_system_of, sessions_root
-    from wiseflow_nb.text import table
 
     rows: list[tuple[str, str, str]] = [
         ("ok", "wiseflow_nb", f"{__version__} on Python {platform.python_version()}, {platform.platform(terse=True)}")

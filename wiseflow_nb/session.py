@@ -41,6 +41,7 @@ from wiseflow_nb.records import (
     TaskTransition,
     to_json_dict,
 )
+from wiseflow_nb.report import Report
 from wiseflow_nb.resources.monitor import ResourceMonitor
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import RING_NAME, new_session_id, private_directory, sessions_root
@@ -265,6 +266,10 @@ class Session:
         from wiseflow_nb.frames import finding_frame
 
         return finding_frame(self._governor.audit())
+
+    def report(self) -> Report:
+        """How the session stands: what runs, the last minutes of memory and CPU, alerts; shows itself in a notebook."""
+        return self.view.report()
 
     def plot(self, **options: Any) -> Any:
         """The history as a themed ``plotly.graph_objects.Figure``; ``options`` go to ``history``."""

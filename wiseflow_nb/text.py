@@ -3,39 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from wiseflow_nb.config import Settings, is_secret, unit_of
-from wiseflow_nb.quantities import UNKNOWN, duration, percent, size
+from wiseflow_nb.lines import moment, one_line, table
+from wiseflow_nb.quantities import duration, percent, size
 from wiseflow_nb.records import CellRecord, SessionInfo, Snapshot, TaskRecord
-
-
-def moment(seconds: float) -> str:
-    """An epoch time as local time, to the second."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if math.isfinite(seconds) else UNKNOWN
-
-
-def one_line(text: str, width: int = 60) -> str:
-    """The text on one line, without control characters (a name must not drive the terminal)."""
-    clean = "".join(letter if letter.isprintable() else " " for letter in text).strip()
-    return clean if len(clean) <= width else clean[: width - 1] + "…"
-
-
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns padded to their widest cell, two spaces apart.
-
-    Examples
-    --------
-    >>> print(table(["id", "name"], [["1", "etl"]]))
-    id  name
-    1   etl
-    """
-    lines = [list(headers), *([one_line(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 def status_text(snapshot: Snapshot) -> str:

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import psutil
+
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
@@ -36,8 +38,10 @@ from wiseflow_nb.records import (
     alert_view,
     from_json_dict,
 )
+from wiseflow_nb.report import Report, gather
 from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.store.commands import send, validate
+from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME, sessions_root
 from wiseflow_nb.store.reader import StoreReader, after_the_end, info_from_meta, list_sessions, session_directory
 
@@ -227,6 +231,21 @@ class _StoredFrames:
         self._barrier()
         rows = self._store().query("SELECT time_seconds, kind, message, data FROM events ORDER BY id")
         return event_frame(EventRecord(row[0], row[1], row[2], json.loads(row[3] or "{}")) for row in rows)
+
+    def report(self) -> Report:
+        """How the session stands or ended: what was running, the last minutes, the likeliest cause."""
+        self._barrier()
+        store, now, here = self._store(), time.time(), identify()
+        facts = gather(
+            store,
+            self.rows,
+            store.info(now),
+            now=now,
+            host=here.host,
+            boot_id=here.boot_id,
+            boot_seconds=psutil.boot_time(),
+        )
+        return Report.of(facts)
 
     def sessions(self) -> list[SessionInfo]:
         """Every session of this user, live ones first, newest first."""
