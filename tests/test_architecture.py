@@ -17,9 +17,9 @@ ROOT = Path(wiseflow_nb.__file__).parent
 FLOORS: dict[int, set[str]] = {
     6: {"__init__", "__main__", "cli", "notebook"},
     5: {"dashboard"},
-    4: {"session"},
+    4: {"doctor", "session"},
     3: {"governor", "recorder", "tasks", "text", "view"},
-    2: {"pool", "report", "resources", "store"},
+    2: {"metrics", "pool", "report", "resources", "store"},
     1: {"config", "context", "events", "frames", "lines", "sizing"},
     0: {"clock", "errors", "futures", "quantities", "records"},
 }

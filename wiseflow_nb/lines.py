@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from wiseflow_nb.quantities import UNKNOWN
 
@@ -41,6 +41,17 @@ def one_line(text: str, width: int = LONGEST_CELL) -> str:
     return clean[: width - 1] + "…"
 
 
+def many(count: int, word: str) -> str:
+    """A count with its word.
+
+    Examples
+    --------
+    >>> many(1, "gap"), many(2, "gap")
+    ('1 gap', '2 gaps')
+    """
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
 def shown_width(text: str) -> int:
     """How many columns of a terminal the text takes: wide letters two, combining marks none.
 
@@ -70,10 +81,16 @@ def cut(text: str, width: int) -> str:
     return "".join(kept) + "…"
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]], width: int = 0) -> str:
+def table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    width: int = 0,
+    paint: Callable[[str], str] = str,
+) -> str:
     """Columns padded to their widest cell, two spaces apart.
 
     With a ``width`` (columns of a terminal; 0: no bound) the widest columns are cut until all fits.
+    ``paint`` is given each cell without its padding and may add what takes no room (colour).
 
     Examples
     --------
@@ -94,8 +111,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], width: int = 0)
         widths[loosest] -= 1
     return "\n".join(
         "  ".join(
-            text + " " * (room - shown_width(text))
+            (paint(text) if number else text) + " " * (room - shown_width(text))
             for text, room in ((cut(cell, room), room) for cell, room in zip(line, widths, strict=True))
         ).rstrip()
-        for line in lines
+        for number, line in enumerate(lines)
     )

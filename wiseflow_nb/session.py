@@ -21,7 +21,6 @@ from wiseflow_nb.config import Settings, canonical_name, is_secret, load_setting
 from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import ConfigurationError, UsageError, WiseflowError
 from wiseflow_nb.events import EventBus
-from wiseflow_nb.frames import export_frame
 from wiseflow_nb.governor import Governor
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.recorder.client import RecorderClient
@@ -268,8 +267,12 @@ class Session:
         return finding_frame(self._governor.audit())
 
     def report(self) -> Report:
-        """How the session stands: what runs, the last minutes of memory and CPU, alerts; shows itself in a notebook."""
+        """How the session stands: what runs, the last minutes, alerts; shows itself in a notebook."""
         return self.view.report()
+
+    def metrics(self) -> str:
+        """How things stand, as Prometheus text (extra ``prometheus``)."""
+        return self.view.metrics()
 
     def plot(self, **options: Any) -> Any:
         """The history as a themed ``plotly.graph_objects.Figure``; ``options`` go to ``history``."""
@@ -279,17 +282,15 @@ class Session:
         figures = importlib.import_module("wiseflow_nb.dashboard._figures")
         return figures.figure(self.history(**options), thresholds=self.thresholds())
 
-    def export(self, path: str | os.PathLike[str]) -> Path:
-        """Write the history to ``path``: Parquet for ``.parquet`` (extra ``parquet``), CSV for ``.csv``.
+    def export(self, path: str | os.PathLike[str], what: str = "history") -> Path:
+        """Write history, tasks, alerts, cells or events: Parquet for ``.parquet`` (extra), CSV for ``.csv``.
 
         Raises
         ------
-        UsageError
-            If the suffix is neither.
-        MissingExtraError
-            If Parquet is asked for and pyarrow is not installed.
+        UsageError, MissingExtraError
+            If the suffix is neither or there is no such table; if Parquet needs pyarrow.
         """
-        return export_frame(self.history(), Path(path))
+        return self.view.export(path, what)
 
     # Change.
 

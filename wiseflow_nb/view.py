@@ -19,8 +19,9 @@ import psutil
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings, load_settings
-from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
-from wiseflow_nb.frames import alert_frame, cell_frame, event_frame, task_frame
+from wiseflow_nb.errors import SessionNotFoundError, UsageError, WiseflowError
+from wiseflow_nb.frames import EXPORTS, alert_frame, cell_frame, event_frame, export_frame, task_frame
+from wiseflow_nb.metrics import metrics_text
 from wiseflow_nb.records import (
     SAMPLE_COLUMNS,
     AlertTransition,
@@ -174,6 +175,9 @@ class _StoredFrames:
     def _barrier(self) -> None:
         """Before frames are read: let what is on its way arrive."""
 
+    def snapshot(self, since_rev: int = 0) -> Snapshot:
+        raise NotImplementedError
+
     def _latest(self) -> Sample | None:
         ring = self._ring_reader()
         return None if ring is None else ring.latest()
@@ -246,6 +250,16 @@ class _StoredFrames:
             boot_seconds=psutil.boot_time(),
         )
         return Report.of(facts)
+
+    def metrics(self) -> str:
+        """How things stand, as Prometheus text (extra ``prometheus``); see ``wiseflow_nb.metrics``."""
+        return metrics_text(self.snapshot())
+
+    def export(self, path: str | os.PathLike[str], what: str = "history") -> Path:
+        """Write history, tasks, alerts, cells or events to ``path``, by its suffix Parquet or CSV."""
+        if what not in EXPORTS:
+            raise UsageError(f"there is no table {what[:64]!r}; give one of {', '.join(EXPORTS)}")
+        return export_frame(getattr(self, EXPORTS[what])(), Path(path))
 
     def sessions(self) -> list[SessionInfo]:
         """Every session of this user, live ones first, newest first."""

@@ -155,7 +155,7 @@ def test_a_report_tells_cause_work_figures_alerts_and_gaps(view: StoreView) -> N
         "OOM kills of the container: 0 in the first sample",
         "critical: memory is high: grow (grow, since",
         "open at the end",
-        "1 gaps in the samples",
+        "1 gap in the samples",
         "the recorder was replaced grow",
         "memory in use: 100 MB -> 990 MB of 1.0 GB",
         "cpu: 50 %",

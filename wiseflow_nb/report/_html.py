@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from wiseflow_nb.lines import moment, one_line
+from wiseflow_nb.lines import many, moment, one_line
 from wiseflow_nb.quantities import percent, size
 from wiseflow_nb.report import _text
 from wiseflow_nb.report._diagnose import growth_lines
@@ -170,7 +170,7 @@ def _running(facts: Facts) -> str:
         return '<p class="wfr-note">Nothing.</p>'
     out = _table(["What", "Name", "State", "Done", "Age", "Note"], rows, long=(1, 5))
     more = facts.tasks_in_flight - sum(1 for row in rows if row[0].startswith("task"))
-    return out + (f'<p class="wfr-note">and {more} more tasks</p>' if more > 0 else "")
+    return out + (f'<p class="wfr-note">and {many(more, "more task")}</p>' if more > 0 else "")
 
 
 def _alerts(facts: Facts) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from wiseflow_nb.lines import moment, one_line, table
+from wiseflow_nb.lines import many, moment, one_line, table
 from wiseflow_nb.quantities import UNKNOWN, duration, percent, size
 from wiseflow_nb.records import AlertView, CellRecord, SessionState, TaskRecord
 from wiseflow_nb.report._diagnose import growth_lines
@@ -67,7 +67,7 @@ def how_known(facts: Facts) -> tuple[str, ...]:
     alive = facts.last_alive
     if alive is not None:
         lines.append(
-            f"last sample with the kernel {moment(alive.time_seconds)}, {len(after)} samples without it after that"
+            f"last sample with the kernel {moment(alive.time_seconds)}, {many(len(after), 'sample')} without it after that"
         )
     return tuple(lines)
 
@@ -146,7 +146,7 @@ def span_text(facts: Facts) -> str:
     count = sum(1 for sample in facts.samples if sample.time_seconds <= facts.end_seconds)
     if not count:
         return f"there is no sample of the last {duration(WINDOW_SECONDS)}"
-    return f"last {duration(max(facts.end_seconds - facts.samples[0].time_seconds, 0.0))}, {count} samples"
+    return f"last {duration(max(facts.end_seconds - facts.samples[0].time_seconds, 0.0))}, {many(count, 'sample')}"
 
 
 def alert_rows(facts: Facts) -> list[tuple[str, str, str, str, str]]:
@@ -195,9 +195,9 @@ def missing_lines(facts: Facts) -> list[str]:
         longest = max(
             (item.interval_seconds for item in gaps if math.isfinite(item.interval_seconds)), default=math.nan
         )
-        lines.append(f"{len(gaps)} gaps in the samples of the last minutes, the longest {duration(longest)}")
+        lines.append(f"{many(len(gaps), 'gap')} in the samples of the last minutes, the longest {duration(longest)}")
     if facts.dropped_rows:
-        lines.append(f"{facts.dropped_rows} rows were dropped: more was recorded than could be written")
+        lines.append(f"{many(facts.dropped_rows, 'row')} dropped: more was recorded than could be written")
     # That the kernel's process cannot be read after its end is no trouble of the recorder's.
     kinds = ("recorder_", "store_", "probe_failed", "state_dir_fallback", "rows_dropped")
     lines += [
@@ -233,7 +233,7 @@ def report_text(report: Report, width: int = 0) -> str:
     )
     tasks_shown = sum(1 for row in running if row[0].startswith("task"))
     if facts.tasks_in_flight > tasks_shown:
-        shown += f"\n  and {facts.tasks_in_flight - tasks_shown} more tasks"
+        shown += f"\n  and {many(facts.tasks_in_flight - tasks_shown, 'more task')}"
     parts.append(f"{heading}\n{shown}")
     minutes = [f"  {label}: {figures}" for label, figures in last_minutes(facts)]
     parts.append("\n".join((f"memory and cpu ({span_text(facts)})", *(minutes or ["  unknown"]))))
