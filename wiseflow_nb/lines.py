@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -81,6 +82,25 @@ def cut(text: str, width: int) -> str:
     return "".join(kept) + "…"
 
 
+def folded(text: str, width: int = 0) -> str:
+    """The lines of a text in at most ``width`` columns (0: as they are), continued a little further in.
+
+    Examples
+    --------
+    >>> print(folded("- one two three", 9))
+    - one two
+      three
+    """
+    if not width:
+        return text
+    lines: list[str] = []
+    for line in text.splitlines():
+        indent = " " * min(len(line) - len(line.lstrip()) + 2, width // 2)
+        fits = shown_width(line) <= width
+        lines += [line] if fits else textwrap.wrap(line, width, subsequent_indent=indent, drop_whitespace=True)
+    return "\n".join(lines)
+
+
 def table(
     headers: Sequence[str],
     rows: Iterable[Sequence[str]],
@@ -89,7 +109,8 @@ def table(
 ) -> str:
     """Columns padded to their widest cell, two spaces apart.
 
-    With a ``width`` (columns of a terminal; 0: no bound) the widest columns are cut until all fits.
+    With a ``width`` (columns of a terminal; 0: no bound) the widest columns are cut until all fits;
+    the first one, which tells the rows apart, stays whole.
     ``paint`` is given each cell without its padding and may add what takes no room (colour).
 
     Examples
@@ -103,7 +124,7 @@ def table(
     """
     lines = [list(headers), *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(shown_width(line[column]) for line in lines) for column in range(len(headers))]
-    floors = [max(NARROWEST, shown_width(header)) for header in headers]
+    floors = [widths[0], *(max(NARROWEST, shown_width(header)) for header in headers[1:])]
     while width and sum(widths) + 2 * (len(widths) - 1) > width:
         loosest = max(range(len(widths)), key=lambda at: (widths[at] > floors[at], widths[at]))
         if widths[loosest] <= floors[loosest]:
