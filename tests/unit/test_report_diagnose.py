@@ -120,8 +120,18 @@ CASES: dict[str, tuple[Facts, list[tuple[str, Confidence]], list[str]]] = {
     ),
     "on command": (
         replace(ENDED, shutdowns=(Shutdown(END - 5, "ann@here (process 9)", "now"),)),
-        [("ended", Confidence.CERTAIN), ("command", Confidence.LIKELY)],
+        [("ended", Confidence.CERTAIN), ("command", Confidence.POSSIBLE)],
         ["shutdown (now) by ann@here (process 9)", "5.0 s before the end"],
+    ),
+    "on command by its reason": (
+        replace(ENDED, end_reason="shutdown (now)", shutdowns=(Shutdown(END - 5, "ann", "now"),)),
+        [("command", Confidence.CERTAIN), ("ended", Confidence.CERTAIN)],
+        ["'shutdown (now)'", "by ann"],
+    ),
+    "on command by its reason alone": (
+        replace(ENDED, end_reason="shut down by ann"),
+        [("command", Confidence.CERTAIN), ("ended", Confidence.CERTAIN)],
+        ["'shut down by ann'"],
     ),
     "a command long before": (
         replace(ENDED, shutdowns=(Shutdown(END - 500, "ann", "now"),)),

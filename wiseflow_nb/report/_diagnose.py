@@ -108,15 +108,18 @@ def _last_shutdown(facts: Facts) -> Shutdown | None:
 
 
 def _commanded(facts: Facts) -> Cause | None:
-    command = _last_shutdown(facts)
-    if command is None:
+    command, reason = _last_shutdown(facts), one_line(facts.end_reason, 200)
+    by_reason = reason.lower().startswith(("shutdown", "shut down"))
+    if command is None and not by_reason:
         return None
-    return Cause(
-        "command",
-        f"It was shut down by a command of {one_line(command.who)}.",
-        Confidence.LIKELY,
-        (_told(facts, command),),
+    evidence = [f"the end mark's reason is {reason!r}"] if by_reason else []
+    evidence += [_told(facts, command)] if command is not None else []
+    sentence = (
+        f"It was shut down by a command of {one_line(command.who)}."
+        if command is not None
+        else "It was shut down by a command."
     )
+    return Cause("command", sentence, Confidence.CERTAIN if by_reason else Confidence.POSSIBLE, tuple(evidence))
 
 
 def _told(facts: Facts, command: Shutdown) -> str:
