@@ -18,7 +18,7 @@ FLOORS: dict[int, set[str]] = {
     6: {"__init__", "__main__", "cli", "notebook"},
     5: {"dashboard"},
     4: {"doctor", "session"},
-    3: {"governor", "recorder", "tasks", "text", "view"},
+    3: {"governor", "recorder", "tasks", "text", "verbs", "view"},
     2: {"metrics", "pool", "report", "resources", "store"},
     1: {"config", "context", "events", "frames", "lines", "sizing"},
     0: {"clock", "errors", "futures", "quantities", "records"},

@@ -130,6 +130,7 @@ class Settings(BaseModel):
         description="between looks at whether it is idle",
         json_schema_extra={"unit": "s"},
     )
+    auto_shutdown_kernel: bool = Field(default=False, description="when idle, stop the kernel, too")
     track_cells: bool = Field(default=True, description="record every cell execution")
     recorder_enabled: bool = Field(default=True, description="record in a process of its own (else on a thread)")
     state_dir: str = Field(default="", description="where sessions are kept (empty: the user's state directory)")

@@ -6,12 +6,22 @@ in whatever they await.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import math
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from wiseflow_nb.errors import TaskCancelledError, UsageError
+
+#: Bound of a task's kept output, in characters; the end is what tells most.
+OUTPUT_KEPT = 8192
+
+Cleanup = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+# One for all: it is held for a few assignments, and a lock for each task would cost more than the task.
+_lock = threading.Lock()
 
 
 class CancelToken:
@@ -26,36 +36,115 @@ class CancelToken:
     (True, 'no longer needed')
     """
 
-    __slots__ = ("_event", "_lock", "reason")
+    __slots__ = ("_event", "_told", "cancelled", "reason")
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self._lock = threading.Lock()
+        # Most tokens are never waited for: the event is made by the first that does.
+        self._event: threading.Event | None = None
+        self._told: Callable[[str], None] | None = None
+        #: Whether the task was asked to stop; set by ``cancel`` only.
+        self.cancelled = False
         self.reason = ""
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the task was asked to stop."""
-        return self._event.is_set()
 
     def cancel(self, reason: str = "cancelled") -> bool:
         """Ask the task to stop; return whether this call was the first to do so."""
-        with self._lock:
-            if self._event.is_set():
+        with _lock:
+            if self.cancelled:
                 return False
             self.reason = reason
-            self._event.set()
-            return True
+            self.cancelled = True
+            event = self._event
+            if self._told is not None:
+                self._told(reason)
+        if event is not None:
+            event.set()
+        return True
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until cancelled or until ``timeout`` seconds have passed; return ``cancelled``."""
-        return self._event.wait(timeout)
+        with _lock:
+            if self.cancelled:
+                return True
+            if self._event is None:
+                self._event = threading.Event()
+            event = self._event
+        return event.wait(timeout)
+
+    @contextlib.contextmanager
+    def telling(self, told: Callable[[str], None]) -> Iterator[None]:
+        """Inside the block, call ``told(reason)`` when this is cancelled; at once if it is already.
+
+        It is called by whoever cancels, who may hold a lock: it should do no more than pass the
+        word on. It is never called after the block.
+        """
+        with _lock:
+            self._told = told
+            if self.cancelled:
+                told(self.reason)
+        try:
+            yield
+        finally:
+            with _lock:
+                self._told = None
+
+
+class OutputTail:
+    """The last ``limit`` characters of what was written to it.
+
+    Examples
+    --------
+    >>> tail = OutputTail(limit=5)
+    >>> tail.write("epoch 1, "); tail.write("epoch 2")
+    >>> tail.text()
+    'och 2'
+    """
+
+    __slots__ = ("_kept", "_limit", "_parts")
+
+    def __init__(self, limit: int = OUTPUT_KEPT) -> None:
+        self._limit = limit
+        self._parts: list[str] = []
+        self._kept = 0
+
+    def write(self, text: str) -> None:
+        """Take the text in; what is over the bound is forgotten."""
+        self._parts.append(text[-self._limit :])
+        self._kept += min(len(text), self._limit)
+        if self._kept > 4 * self._limit:
+            kept = self.text()
+            self._parts, self._kept = [kept], len(kept)
+
+    def text(self) -> str:
+        """What is kept."""
+        return "".join(self._parts)[-self._limit :]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRun:
+    """What is known of an attempt whose code ran in another process.
+
+    ``source`` is how the CPU seconds were measured, ``memory_source`` how the peak was; ``asked``
+    whether the code was asked to stop before it ended; ``forced`` whether its process was killed.
+    """
+
+    source: str = "unknown"
+    cpu_seconds: float = math.nan
+    memory_peak_bytes: float = math.nan
+    output_tail: str = ""
+    asked: bool = False
+    forced: bool = False
+    cleanup_failures: tuple[str, ...] = ()
+
+    @property
+    def memory_source(self) -> str:
+        """How the peak was measured; ``unknown`` where the system does not tell it."""
+        return "unknown" if math.isnan(self.memory_peak_bytes) else "process"
 
 
 class TaskContext:
     """The running attempt, as its own code sees it through ``current_task()``."""
 
-    __slots__ = ("_cleanups", "_on_progress", "attempt", "name", "task_id", "token")
+    __slots__ = ("_cleanups", "_on_progress", "_output", "_token", "attempt", "name", "remote", "task_id")
 
     def __init__(
         self,
@@ -68,18 +157,36 @@ class TaskContext:
         self.task_id = task_id
         self.name = name
         self.attempt = attempt
-        self.token = token if token is not None else CancelToken()
+        self._token = token
         self._on_progress = on_progress
-        self._cleanups: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+        #: Set when this attempt's code ran in another process and has ended.
+        self.remote: RemoteRun | None = None
+        self._output: OutputTail | None = None
+        self._cleanups: list[Cleanup] | None = None
+
+    @property
+    def token(self) -> CancelToken:
+        """What is set when this attempt is asked to stop; code may wait for it."""
+        token = self._token
+        if token is None:
+            with _lock:
+                token = self._token = self._token or CancelToken()
+        return token
 
     @property
     def cancelled(self) -> bool:
         """Whether this attempt was asked to stop (by a cancel, a time-out or a shutdown)."""
-        return self.token.cancelled
+        token = self._token
+        return token is not None and token.cancelled
+
+    @property
+    def forced(self) -> bool:
+        """For cleanup handlers: whether the code was killed, so that nothing inside it cleaned up."""
+        return self.remote is not None and self.remote.forced
 
     def check_cancelled(self) -> None:
         """Raise ``TaskCancelledError`` if this attempt was asked to stop."""
-        if self.token.cancelled:
+        if self.cancelled:
             raise TaskCancelledError(f"task {self.name!r} was asked to stop: {self.token.reason}")
 
     def progress(self, fraction: float, text: str = "") -> None:
@@ -100,15 +207,35 @@ class TaskContext:
 
         Handlers run last in, first out, exactly once per attempt.
         """
+        if self._cleanups is None:
+            self._cleanups = []
         self._cleanups.append((handler, args, kwargs))
 
-    def take_cleanups(self) -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]:
+    def take_cleanups(self) -> list[Cleanup]:
         """Return the pushed handlers, last in first out, and forget them."""
-        taken, self._cleanups = self._cleanups[::-1], []
-        return taken
+        taken, self._cleanups = self._cleanups, None
+        return [] if taken is None else taken[::-1]
+
+    def write_output(self, text: str) -> None:
+        """Keep the tail of what this attempt's code wrote."""
+        if self._output is None:
+            self._output = OutputTail()
+        self._output.write(text)
+
+    @property
+    def output_tail(self) -> str:
+        """The end of what this attempt's code wrote to stdout and to ``logging``, 8,192 characters at most."""
+        return "" if self._output is None else self._output.text()
 
 
-_current: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar("wiseflow_nb_task", default=None)
+class HasContext(Protocol):
+    """Work that makes its context when it is first asked for: most work never asks."""
+
+    def task_context(self) -> TaskContext: ...
+
+
+Held = TaskContext | HasContext | None
+_current: contextvars.ContextVar[Held] = contextvars.ContextVar("wiseflow_nb_task", default=None)
 
 
 def current_task() -> TaskContext | None:
@@ -119,7 +246,8 @@ def current_task() -> TaskContext | None:
     >>> current_task() is None
     True
     """
-    return _current.get()
+    held = _current.get()
+    return held if held is None or isinstance(held, TaskContext) else held.task_context()
 
 
 def check_cancelled() -> None:
@@ -127,16 +255,16 @@ def check_cancelled() -> None:
 
     Call it in long loops: a running thread cannot be stopped from outside.
     """
-    context = _current.get()
+    context = current_task()
     if context is not None:
         context.check_cancelled()
 
 
-def enter_task(context: TaskContext) -> contextvars.Token[TaskContext | None]:
-    """Make ``context`` the current one; give the returned token to ``leave_task``."""
+def enter_task(context: TaskContext | HasContext) -> contextvars.Token[Held]:
+    """Make ``context``, or what makes one on demand, the current one; give the token to ``leave_task``."""
     return _current.set(context)
 
 
-def leave_task(token: contextvars.Token[TaskContext | None]) -> None:
+def leave_task(token: contextvars.Token[Held]) -> None:
     """Undo ``enter_task``."""
     _current.reset(token)

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.config import Settings
-from wiseflow_nb.records import PoolStatus, TaskRecord, TaskState
+from wiseflow_nb.quantities import duration
+from wiseflow_nb.records import NAN, PoolStatus, TaskRecord, TaskState
 from wiseflow_nb.resources import _orphans
 from wiseflow_nb.resources._audit import AuditFacts, AuditFinding, Series, find_leaks
 from wiseflow_nb.sizing import SizingDecision
@@ -36,7 +37,7 @@ class GovernedPool(Protocol):
 
     def resize(self, workers: int, reason: str = "") -> int: ...
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...
+    def release(self) -> None: ...
 
 
 class GovernedTasks(Protocol):
@@ -48,11 +49,12 @@ class GovernedTasks(Protocol):
     @property
     def cleanup_failures(self) -> int: ...
 
+    @property
+    def hold_reason(self) -> str: ...
+
     def counts(self) -> Mapping[str, int]: ...
 
     def records(self, since_rev: int = 0) -> Iterable[TaskRecord]: ...
-
-    def shutdown(self, mode: str = "drain", timeout: float | None = None) -> None: ...
 
 
 class GovernedMonitor(Protocol):
@@ -76,6 +78,11 @@ class Governor:
         Whether a notebook cell runs.
     tell_busy, tell_pool
         Called with whether work runs, and with the pool's status when it changed.
+    tell_hold
+        Called with why no task starts although some are ready (empty: no such reason), when it changed.
+    tell_shutdown
+        Called with when the idle workers are going to be stopped (seconds since the epoch), and with
+        NaN when that is called off or done.
     event
         ``event(kind, message, **data)`` records and publishes.
     """
@@ -91,17 +98,24 @@ class Governor:
         cells_running: Callable[[], bool],
         tell_busy: Callable[[bool], None],
         tell_pool: Callable[[PoolStatus], None],
+        tell_hold: Callable[[str], None],
+        tell_shutdown: Callable[[float], None],
         event: Callable[..., None],
     ) -> None:
         self._monitor, self._pool, self._tasks, self._clock = monitor, pool, tasks, clock
         self._settings, self._cells_running = settings, cells_running
         self._tell_busy, self._tell_pool, self._event = tell_busy, tell_pool, event
+        self._tell_hold, self._tell_shutdown = tell_hold, tell_shutdown
+        self._last_hold = ""
+        #: What stops the kernel, where there is one and it is asked for; set by whoever knows the kernel.
+        self.stop_kernel: Callable[[], None] | None = None
+        self.shutdown_at = NAN
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._last_pool: PoolStatus | None = None
         self._idle_since = clock.monotonic()
-        self._idle_announced = False
+        self._rests = False
         self._next_audit = clock.monotonic() + settings().audit_interval
         self._audit_lock = threading.Lock()
         self._first_seen: dict[tuple[str, Any], float] = {}
@@ -126,8 +140,9 @@ class Governor:
             self._wake.set()
 
     def not_idle(self) -> None:
-        """Somebody was here: idleness begins anew."""
-        self._idle_since = self._clock.monotonic()
+        """Somebody was here: idleness begins anew, and what was announced is called off."""
+        self._idle_since, self._rests = self._clock.monotonic(), False
+        self.wake()
 
     def busy(self) -> bool:
         """Whether a cell, a task or pool work is alive."""
@@ -138,6 +153,9 @@ class Governor:
         self._tell_busy(self.busy())
         self.size_pool()
         self.tell_pool()
+        if (hold := self._tasks.hold_reason) != self._last_hold:
+            self._last_hold = hold
+            self._tell_hold(hold)
         self._look_idle()
         interval, now = self._settings().audit_interval, self._clock.monotonic()
         if interval > 0 and now >= self._next_audit:
@@ -211,21 +229,38 @@ class Governor:
 
     def _look_idle(self) -> None:
         settings, now = self._settings(), self._clock.monotonic()
-        if self.busy() or not settings.auto_shutdown_enabled:
-            self._idle_since, self._idle_announced = now, False
-            return
+        busy = self.busy()
+        if busy:
+            self._idle_since, self._rests = now, False
         left = self._idle_since + settings.auto_shutdown_idle_time - now
-        if left <= 0 and self._idle_announced:
-            self._event("idle_shutdown", "idle: the workers were stopped")
-            self._pool.shutdown(wait=False)
-            self._tasks.shutdown("drain", timeout=0.0)
-            self._idle_announced = False
-            self._idle_since = now
-        elif left <= settings.auto_shutdown_check_interval and not self._idle_announced:
-            self._idle_announced = True
-            self._event(
-                "idle_shutdown_soon", f"idle: the workers are stopped in {max(left, 0.0):.0f} s unless work comes"
-            )
+        announced = self.shutdown_at == self.shutdown_at
+        # Never without a word a check before it, however late this look is.
+        wanted = settings.auto_shutdown_enabled and not busy and not self._rests
+        due = wanted and left <= settings.auto_shutdown_check_interval
+        if announced and not due:
+            self._announce(NAN)
+            self._event("idle_shutdown_off", "somebody is here again: nothing is stopped")
+        elif due and not announced:
+            left = max(left, min(settings.auto_shutdown_check_interval, settings.auto_shutdown_idle_time))
+            self._idle_since = now + left - settings.auto_shutdown_idle_time
+            self._announce(self._clock.time() + left)
+            what = "kernel is" if self._stops_kernel(settings) else "workers are"
+            self._event("idle_shutdown_soon", f"idle: the {what} stopped in {duration(left)} unless work comes")
+        elif due and left <= 0:
+            self._announce(NAN)
+            self._rests = True
+            self._pool.release()
+            kernel = self._stops_kernel(settings)
+            self._event("idle_shutdown", f"idle: the {'kernel is' if kernel else 'workers were'} stopped")
+            if kernel and self.stop_kernel is not None:
+                self.stop_kernel()
+
+    def _stops_kernel(self, settings: Settings) -> bool:
+        return settings.auto_shutdown_kernel and self.stop_kernel is not None
+
+    def _announce(self, at: float) -> None:
+        self.shutdown_at = at
+        self._tell_shutdown(at)
 
 
 def _series(rows: Any, column: str) -> Series:

@@ -53,3 +53,20 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def shown(value: float, unit: str) -> str:
+    """A value in its unit as people read it: a ratio in percent, seconds and bytes scaled, others as they are.
+
+    Examples
+    --------
+    >>> shown(0.5, "ratio"), shown(95.0, "seconds"), shown(2e9, "bytes"), shown(3.0, "files")
+    ('50 %', '1 min 35 s', '2.0 GB', '3 files')
+    """
+    if math.isnan(value):
+        return "an unknown value"
+    if unit == "seconds":
+        return "no foreseeable time" if math.isinf(value) else duration(value)
+    if unit == "bytes":
+        return size(value)
+    return percent(value) if unit == "ratio" else f"{value:.4g} {unit}".rstrip()

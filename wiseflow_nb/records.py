@@ -185,8 +185,8 @@ class AlertTransition:
     """One move of one alert. ``kind`` is what people are told: fired, escalated, de-escalated, repeated, resolved.
 
     ``alert_id`` stays the same from fired to resolved. ``value``, ``threshold`` and ``peak`` are in
-    the unit of the rule's column; the peak is the worst value so far. ``top_processes`` are (pid,
-    name, rss bytes, cpu seconds). A silenced transition is recorded; nobody is called.
+    ``unit`` (``ratio``: shown in percent); the peak is the worst value so far. ``top_processes`` are
+    (pid, name, rss bytes, cpu seconds). A silenced transition is recorded; nobody is called.
     """
 
     alert_id: str
@@ -204,6 +204,7 @@ class AlertTransition:
     message: str
     top_processes: tuple[tuple[int, str, float, float], ...] = ()
     silenced: bool = False
+    unit: str = "ratio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +341,7 @@ class AlertView:
     resolved_seconds: float
     message: str
     acknowledged: bool = False
+    unit: str = "ratio"
 
 
 def alert_view(item: AlertTransition, before: AlertView | None = None, *, acknowledged: bool = False) -> AlertView:
@@ -361,6 +363,7 @@ def alert_view(item: AlertTransition, before: AlertView | None = None, *, acknow
         resolved_seconds=item.time_seconds if resolved else NAN,
         message=item.message,
         acknowledged=acknowledged,
+        unit=item.unit,
     )
 
 
@@ -370,6 +373,8 @@ class Snapshot:
 
     ``rev`` is what to ask with next. ``settings`` maps lower-case setting names to values;
     ``thresholds`` maps ``cpu|memory|disk`` to (warning, critical) ratios of 0-1.
+    ``shutdown_at_seconds`` is when the idle workers are going to be stopped; NaN: they are not.
+    ``hold_reason`` says why no task starts although some are ready.
     """
 
     info: SessionInfo
@@ -385,6 +390,8 @@ class Snapshot:
     thresholds: Mapping[str, tuple[float, float]]
     paused: bool = False
     reset: bool = False
+    shutdown_at_seconds: float = NAN
+    hold_reason: str = ""
 
 
 def to_json_dict(record: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings, canonical_name, is_secret, load_settings
 from wiseflow_nb.context import current_task
-from wiseflow_nb.errors import ConfigurationError, UsageError, WiseflowError
+from wiseflow_nb.errors import ConfigurationError, UsageError
 from wiseflow_nb.events import EventBus
 from wiseflow_nb.governor import Governor
 from wiseflow_nb.pool import ThreadPoolManager
@@ -31,7 +31,6 @@ from wiseflow_nb.records import (
     CommandResult,
     EventRecord,
     PoolStatus,
-    Priority,
     Sample,
     SessionInfo,
     SessionState,
@@ -45,7 +44,8 @@ from wiseflow_nb.resources.monitor import ResourceMonitor
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import RING_NAME, new_session_id, private_directory, sessions_root
 from wiseflow_nb.store.reader import list_sessions, session_directory
-from wiseflow_nb.tasks import TaskManager
+from wiseflow_nb.tasks import TaskManager, memory_gauges
+from wiseflow_nb.verbs import Verbs
 from wiseflow_nb.view import LocalView, StoreView, wiseflow_version
 
 if TYPE_CHECKING:
@@ -106,7 +106,17 @@ class Session:
         self.monitor.on_own_alert = functools.partial(self._put, "alert")
         self.monitor.on_rules_change = self._rules_changed
         self.pool = ThreadPoolManager(settings=self._settings, clock=clock)
-        self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed)
+        room = memory_gauges(self.monitor, lambda: self._settings, clock)
+        self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed, **room)
+        self.monitor.add_rule(
+            "task stalled",
+            self._stalled,
+            resource="tasks",
+            warning=1,
+            for_seconds=0,
+            keep_seconds=0,
+            phrase="stalled tasks: {value}",
+        )
         self._recorder = RecorderClient(
             RecorderConfig(
                 session_id=self.id,
@@ -119,7 +129,7 @@ class Session:
             ),
             on_alert=self._alert,
             on_event=self._recorder_event,
-            on_command=self._command,
+            on_command=self._asked,
             in_process=not self._settings.recorder_enabled,
             clock=clock,
         )
@@ -132,6 +142,18 @@ class Session:
             cells_running=lambda: bool(self._running_cells),
             tell_busy=self._recorder.set_busy,
             tell_pool=lambda status: self._recorder.put_meta("pool", json.dumps(to_json_dict(status))),
+            tell_hold=lambda reason: self._recorder.put_meta("hold_reason", json.dumps(reason)),
+            tell_shutdown=lambda at: self._recorder.put_meta("shutdown_at", json.dumps(at if at == at else None)),
+            event=self.event,
+        )
+        self._verbs = Verbs(
+            tasks=self.tasks,
+            monitor=self.monitor,
+            recorder=self._recorder,
+            clock=clock,
+            configure=self._configure,
+            not_idle=self._governor.not_idle,
+            acknowledged=self._acknowledged.add,
             event=self.event,
         )
         self.view = LocalView(self)
@@ -192,6 +214,7 @@ class Session:
             steps.callback(self.monitor.stop)
             steps.callback(self.event, "session_closed", f"session {self.id} closed: {reason}")
             steps.callback(self._governor.tell_pool)
+            steps.callback(self.pool.processes.kill)
             steps.callback(self.pool.shutdown, wait=False, cancel_futures=True)
             steps.callback(self.tasks.shutdown, "now", timeout=timeout)
 
@@ -387,6 +410,18 @@ class Session:
         """Whether no new task starts."""
         return self.tasks.paused
 
+    def hold_reason(self) -> str:
+        """Why no task starts although some are ready; empty where nothing holds them."""
+        return self.tasks.hold_reason
+
+    def shutdown_at(self) -> float:
+        """When the idle workers are going to be stopped (seconds since the epoch), or NaN."""
+        return self._governor.shutdown_at
+
+    def on_idle_stop_kernel(self, stop: Callable[[], None] | None) -> None:
+        """Set what stops the kernel when AUTO_SHUTDOWN_KERNEL asks for it; None: nothing can."""
+        self._governor.stop_kernel = stop
+
     def alert_transitions(self) -> Sequence[AlertTransition]:
         """The newest alert transitions, oldest first."""
         return self.monitor.transitions()
@@ -412,94 +447,14 @@ class Session:
         """Wait up to ``timeout`` seconds until what was recorded so far is committed to the file."""
         return self._state != "open" or self._recorder.sync(timeout)
 
-    # Commands: the one place where a verb becomes an action.
-
     def perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
         """Carry out a validated verb and answer in one line."""
+        return self._asked(verb, arguments, who, relayed=False)
+
+    def _asked(self, verb: str, arguments: dict[str, Any], who: str, *, relayed: bool = True) -> CommandResult:
         if self._state != "open":
             return CommandResult(False, "the session has ended: it takes no commands any more")
-        try:
-            return self._perform(verb, arguments, who)
-        except (WiseflowError, ValueError, TypeError, KeyError) as error:
-            return CommandResult(False, str(error))
-
-    def _perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
-        if verb in ("acknowledge", "silence"):
-            result = self._alert_verb(verb, arguments)
-            return result if result.ok else self._recorder.request(verb, arguments)
-        if verb == "watch":
-            return self._recorder.request(verb, arguments)
-        task_id = str(arguments.get("task_id", ""))
-        if task_id and self.tasks.get(task_id) is None:
-            return CommandResult(False, f"no task {task_id!r}")
-        match verb:
-            case "cancel":
-                record = self.tasks.get(task_id)
-                asked = record is not None and not record.state.terminal and self.tasks.cancel(task_id)
-                message = f"{task_id} was asked to stop" if asked else f"{task_id} is already over"
-                result = CommandResult(asked, message)
-            case "retry":
-                result = CommandResult(True, f"{task_id} runs again as {self.tasks.retry(task_id).id}")
-            case "reprioritise":
-                priority = Priority.parse(arguments["priority"])
-                self.tasks.reprioritise(task_id, priority)
-                result = CommandResult(True, f"{task_id} is now {priority.name.lower()}")
-            case "pause":
-                self.tasks.pause()
-                result = CommandResult(True, "paused: no new task starts")
-            case "resume":
-                self.tasks.resume()
-                result = CommandResult(True, "resumed")
-            case "resize":
-                low, high = int(arguments["min_workers"]), int(arguments["max_workers"])
-                self._configure({"min_thread_workers": low, "max_thread_workers": high}, who)
-                result = CommandResult(True, f"the pool has {low} to {high} workers")
-            case "configure":
-                changed = self._configure(arguments["changes"], who)
-                keys = [canonical_name(name) for name in arguments["changes"]]
-                names = ", ".join(f"{key.upper()}={getattr(changed, key)}" for key in keys if not is_secret(key))
-                result = CommandResult(True, f"set {names}")
-            case "shutdown":
-                mode = str(arguments["mode"])
-                # Off this thread: it listens to the recorder and must go on doing so.
-                threading.Thread(
-                    target=self.tasks.shutdown,
-                    args=(mode,),
-                    kwargs={"timeout": 30.0},
-                    name="wiseflow-shutdown",
-                    daemon=True,
-                ).start()
-                result = CommandResult(True, f"shutting down the tasks ({mode})")
-            case _:
-                return CommandResult(False, f"unknown command {verb!r}")
-        if verb in ("pause", "resume"):
-            self._recorder.put_meta("paused", json.dumps(self.tasks.paused))
-        if verb != "configure":
-            self.event("command", f"{verb}: {result.message} (by {who})", verb=verb, ok=result.ok, who=who)
-        self._governor.not_idle()
-        return result
-
-    def _command(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
-        if verb in ("acknowledge", "silence"):
-            # The recorder knows no such alert: it is one of a rule that is judged here, or none.
-            return self._alert_verb(verb, arguments)
-        return self.perform(verb, arguments, who)
-
-    def _alert_verb(self, verb: str, arguments: dict[str, Any]) -> CommandResult:
-        alert_id = str(arguments["alert_id"])
-        mark: dict[str, Any] = {"alert_id": alert_id, "acknowledged": 0, "silenced_until": 0.0}
-        if verb == "acknowledge":
-            if not self.monitor.acknowledge(alert_id):
-                return CommandResult(False, f"no open alert {alert_id!r}")
-            self._acknowledged.add(alert_id)
-            self._recorder.put("mark", mark | {"acknowledged": 1})
-            self.event("acknowledged", f"alert {alert_id} was acknowledged", alert_id=alert_id)
-            return CommandResult(True, "acknowledged")
-        seconds = float(arguments["seconds"])
-        if not self.monitor.silence(alert_id, seconds):
-            return CommandResult(False, f"no open alert {alert_id!r}")
-        self._recorder.put("mark", mark | {"silenced_until": self._clock.time() + seconds})
-        return CommandResult(True, f"silenced for {seconds:g} s")
+        return self._verbs.perform(verb, arguments, who, relayed=relayed)
 
     # What the parts tell.
 
@@ -512,6 +467,10 @@ class Session:
             self._recorder.set_busy(True)
             self._recorder.write_through()
         self._governor.wake()
+
+    def _stalled(self, sample: Sample) -> tuple[float, str]:
+        found = self.tasks.stalled()
+        return float(len(found)), "; ".join(f"{item.name!r} ({item.task_id}) {item.message}" for item in found[:3])
 
     def _alert(self, transition: AlertTransition) -> None:
         self.monitor.deliver(transition)

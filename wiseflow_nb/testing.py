@@ -1,17 +1,32 @@
 """Fakes for tests of code that uses wiseflow_nb: time that moves when told to, and more.
 
-They are public: a test of a task with a time-out, or of an alert rule, needs no sleeping.
+They are public: a test of a task with a time-out, or of an alert rule, needs no sleeping and no
+thread. A ``Stage`` holds what a ``TaskManager`` needs to be driven by a test:
+
+>>> from wiseflow_nb.tasks import Retry, TaskManager
+>>> stage = Stage()
+>>> with TaskManager(**stage.parts) as tasks:
+...     task = tasks.options(retry=Retry(1, base=5.0, jitter=None)).submit(int, "none")
+...     stage.run()
+...     waits = str(task.state)
+...     stage.advance(5.0)
+...     waits, str(task.state), task.record().attempt
+('retry_wait', 'failed', 2)
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import selectors
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
-from wiseflow_nb.errors import PoolClosedError
+from wiseflow_nb.clock import Clock
+from wiseflow_nb.errors import PoolClosedError, UsageError
 from wiseflow_nb.futures import settle
 from wiseflow_nb.records import EventRecord, Limits, Sample
 
@@ -34,6 +49,7 @@ class FakeClock:
     def __init__(self, start_seconds: float = 1_700_000_000.0) -> None:
         self._epoch = start_seconds
         self._elapsed = 0.0
+        self._listeners: list[Callable[[], None]] = []
         self._lock = threading.Lock()
 
     def time(self) -> float:
@@ -50,6 +66,25 @@ class FakeClock:
             raise ValueError(f"cannot advance by {seconds!r} seconds; monotonic time never goes back")
         with self._lock:
             self._elapsed += seconds
+            listeners = tuple(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def add_listener(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` after each advance, on the thread that advances; return what removes it.
+
+        A ``TaskManager`` listens: its time-outs, deadlines and retries that have come due happen
+        inside ``advance``.
+        """
+        with self._lock:
+            self._listeners.append(listener)
+
+        def remove() -> None:
+            with self._lock:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return remove
 
     def set_back(self, seconds: float) -> None:
         """Set ``time()`` back, as an administrator would; ``monotonic()`` is not moved."""
@@ -181,3 +216,139 @@ class ManualExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no further calls; queued ones stay where they are."""
         self._closed = True
+
+
+class _WouldWait(selectors.DefaultSelector):
+    """A selector that never blocks: where it would, it says so."""
+
+    def __init__(self, would_wait: Callable[[], None]) -> None:
+        super().__init__()
+        self._would_wait = would_wait
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout is None or timeout > 0:
+            self._would_wait()
+        return super().select(0)
+
+
+class _FakeTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time is a given clock's and which stops where it would have to wait."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._fake = clock
+        super().__init__(_WouldWait(self.stop))
+
+    def time(self) -> float:
+        return self._fake.monotonic()
+
+
+class ManualLoop:
+    """An event loop that runs when the test says so, on the test's thread, and whose time is a clock's.
+
+    Give it to ``TaskManager(loop=...)``.
+
+    Examples
+    --------
+    >>> clock = FakeClock()
+    >>> loop = ManualLoop(clock)
+    >>> seen = []
+    >>> async def work():
+    ...     await asyncio.sleep(60)
+    ...     seen.append("a minute later")
+    >>> loop.call(asyncio.ensure_future, work())
+    True
+    >>> loop.run_until_idle(); clock.advance(60); loop.run_until_idle(); seen
+    ['a minute later']
+    >>> loop.stop()
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._loop = _FakeTimeLoop(clock)
+
+    @property
+    def current(self) -> bool:
+        """Whether the caller runs inside this loop."""
+        return asyncio._get_running_loop() is self._loop
+
+    def call(self, function: Callable[..., object], *args: Any) -> bool:
+        """Call a function when the loop runs next; return False once it is stopped for good."""
+        if self._loop.is_closed():
+            return False
+        self._loop.call_soon_threadsafe(function, *args, context=contextvars.Context())
+        return True
+
+    def run_until_idle(self) -> None:
+        """Run everything that needs no waiting.
+
+        Raises
+        ------
+        UsageError
+            Inside this loop, which runs already.
+        """
+        if self.current:
+            raise UsageError("this loop runs already; call run_until_idle outside of it")
+        # Once more after the first pass: what other threads handed in wakes the selector first.
+        for _ in range(2):
+            self._loop.run_forever()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
+        """Run a coroutine to its end; it must not have to wait for the clock."""
+        return self._loop.run_until_complete(coroutine)
+
+    def drive(self) -> None:
+        """Run until idle; inside this loop nothing, it runs."""
+        if not self.current:
+            self.run_until_idle()
+
+    def stop(self) -> None:
+        """Cancel what is left and close the loop."""
+        if self._loop.is_closed():
+            return
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        self.run_until_idle()
+        self._loop.close()
+
+
+class Stage:
+    """A clock, an executor and a loop that belong together, and the two moves a test makes with them.
+
+    ``parts`` are the arguments for a ``TaskManager``. Nothing runs between the moves, so a test can
+    look at each state on the way. A ``with`` block over the manager waits at its end for every task:
+    call ``run`` first, or ``shutdown("cancel_pending")``.
+
+    Examples
+    --------
+    >>> from wiseflow_nb.tasks import TaskManager
+    >>> stage = Stage()
+    >>> with TaskManager(**stage.parts) as tasks:
+    ...     task = tasks.options(timeout=30.0).submit(asyncio.sleep, 3600)
+    ...     stage.run()
+    ...     running = str(task.state)
+    ...     stage.advance(30.0)
+    ...     running, str(task.state)
+    ('running', 'timed_out')
+    """
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.executor = ManualExecutor()
+        self.loop = ManualLoop(self.clock)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """``pool``, ``clock`` and ``loop`` for a ``TaskManager``."""
+        return {"pool": self.executor, "clock": self.clock, "loop": self.loop}
+
+    def run(self) -> None:
+        """Run calls and coroutines, those that become ready meanwhile included, until all have to wait."""
+        while True:
+            self.loop.run_until_idle()
+            if not self.executor.run_all():
+                return
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock, then run what that made possible."""
+        self.clock.advance(seconds)
+        self.run()

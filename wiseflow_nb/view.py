@@ -23,6 +23,7 @@ from wiseflow_nb.errors import SessionNotFoundError, UsageError, WiseflowError
 from wiseflow_nb.frames import EXPORTS, alert_frame, cell_frame, event_frame, export_frame, task_frame
 from wiseflow_nb.metrics import metrics_text
 from wiseflow_nb.records import (
+    NAN,
     SAMPLE_COLUMNS,
     AlertTransition,
     AlertView,
@@ -140,6 +141,8 @@ class LocalSession(Protocol):
     def task_counts(self) -> dict[str, int]: ...
     def pool_status(self) -> PoolStatus: ...
     def paused(self) -> bool: ...
+    def shutdown_at(self) -> float: ...
+    def hold_reason(self) -> str: ...
     def alert_transitions(self) -> Sequence[AlertTransition]: ...
     def acknowledged(self) -> frozenset[str]: ...
     def cell_records(self) -> Sequence[CellRecord]: ...
@@ -350,6 +353,8 @@ class LocalView(_StoredFrames, _Verbs):
             settings=session.setting_values(),
             thresholds=session.thresholds(),
             paused=session.paused(),
+            shutdown_at_seconds=session.shutdown_at(),
+            hold_reason=session.hold_reason(),
             reset=since_rev == 0,
         )
 
@@ -423,6 +428,8 @@ class StoreView(_StoredFrames, _Verbs):
             settings=dict(meta.get("settings", {})),
             thresholds={name: (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()},
             paused=bool(meta.get("paused", False)),
+            shutdown_at_seconds=float(meta.get("shutdown_at") or NAN),
+            hold_reason=str(meta.get("hold_reason") or ""),
             reset=reset,
         )
 

@@ -62,6 +62,7 @@ class FakeView:
         self.fail: Exception | None = None
         self.settings = Settings()
         self.paused = False
+        self.shutdown_at = NAN
         self.acknowledged: set[str] = set()
         self.lock = threading.Lock()
         self.started = now() - 7200
@@ -187,6 +188,7 @@ class FakeView:
                 settings=self.settings.public_values(),
                 thresholds=self.settings.thresholds(),
                 paused=self.paused,
+                shutdown_at_seconds=self.shutdown_at,
             )
 
     def _alerts(self, end: float, cpu: float) -> tuple[AlertView, ...]:
@@ -284,7 +286,7 @@ class FakeView:
 
     def resume(self) -> CommandResult:
         self._call("resume")
-        self.paused = False
+        self.paused, self.shutdown_at = False, NAN
         return CommandResult(True, "resumed")
 
     def configure(self, changes: Mapping[str, Any]) -> CommandResult:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .servers import jupyter_lab
+from tests.servers import jupyter_lab
 
 pytestmark = pytest.mark.browser
 

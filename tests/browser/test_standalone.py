@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from jupyter_client.manager import KernelManager
 
-from .servers import dashboard_server, status_of
+from tests.servers import dashboard_server, status_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.kernel]
 

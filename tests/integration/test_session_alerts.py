@@ -81,6 +81,27 @@ def test_a_rule_with_a_function_is_recorded_and_answered_all_the_same(session: S
     ended.close()
 
 
+def test_a_task_that_does_not_stop_is_told_as_stalled(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wiseflow_nb.tasks._stalled.CANCELLING_SECONDS", 0.2)
+    told, gate, started = [], threading.Event(), threading.Event()
+    session.monitor.add_callback(lambda item: told.append(item) if item.rule == "task stalled" else None)
+
+    def deaf() -> None:
+        started.set()
+        gate.wait(30)
+
+    task = session.tasks.options(name="deaf").submit(deaf)
+    assert started.wait(20)
+    task.cancel()
+    wait_until(lambda: [item.kind for item in told] == ["fired"])
+    assert "'deaf' (t1) was asked to stop" in told[0].message
+    assert told[0].message.startswith("stalled tasks: 1 (warning, fired)")
+    gate.set()
+    wait_until(lambda: [item.kind for item in told] == ["fired", "resolved"])
+    session.sync()
+    assert set(session.alert_history().rule) == {"task stalled"}
+
+
 def test_an_audit_finds_a_task_whose_cleanup_failed(session: Session) -> None:
     assert session.audit().empty
 

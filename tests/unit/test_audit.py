@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -90,8 +91,9 @@ class Parts:
         self.cleanup_failures = 0
         self.pending = 0
         self.pending_thread_tasks = 0
+        self.hold_reason = ""
         self.sizes: list[int] = []
-        self.shut: list[str] = []
+        self.released = 0
         self.fds: list[float] = []
 
     def status(self) -> PoolStatus:
@@ -101,8 +103,8 @@ class Parts:
         self.sizes.append(workers)
         return workers
 
-    def shutdown(self, mode: str = "pool", **options: object) -> None:
-        self.shut.append(mode)
+    def release(self) -> None:
+        self.released += 1
 
     def counts(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -130,6 +132,8 @@ class Bench:
         self.clock, self.parts = FakeClock(), Parts()
         self.busy: list[bool] = []
         self.pools: list[PoolStatus] = []
+        self.shutdowns: list[float] = []
+        self.holds: list[str] = []
         self.events: list[tuple[str, str]] = []
         self.cells = False
         given = Settings(**settings)
@@ -142,6 +146,8 @@ class Bench:
             cells_running=lambda: self.cells,
             tell_busy=self.busy.append,
             tell_pool=self.pools.append,
+            tell_hold=self.holds.append,
+            tell_shutdown=self.shutdowns.append,
             event=lambda kind, message, **data: self.events.append((kind, message)),
         )
 
@@ -160,6 +166,14 @@ def test_a_look_sizes_the_pool_and_tells_what_changed() -> None:
     assert bench.parts.sizes == [3, 3, 3]
     assert bench.busy == [False, False, True]
     assert [status.busy for status in bench.pools] == [0, 1]
+
+
+def test_why_no_task_starts_is_told_when_it_changes() -> None:
+    bench = Bench()
+    for reason in ("", "memory is critical", "memory is critical", ""):
+        bench.parts.hold_reason = reason
+        bench.look(1.0)
+    assert bench.holds == ["memory is critical", ""]
 
 
 def test_each_finding_is_one_event_until_it_is_gone() -> None:
@@ -187,20 +201,74 @@ def test_an_audit_can_be_switched_off_and_asked_for() -> None:
     assert [finding.kind for finding in bench.governor.audit()] == ["cleanup", "descriptors rising"]
 
 
+IDLE = {"auto_shutdown_enabled": True, "auto_shutdown_idle_time": 100.0, "auto_shutdown_check_interval": 10.0}
+
+
 def test_idle_is_announced_a_check_before_and_work_calls_it_off() -> None:
-    bench = Bench(auto_shutdown_enabled=True, auto_shutdown_idle_time=100.0, auto_shutdown_check_interval=10.0)
+    bench = Bench(**IDLE)
     for _ in range(9):
         bench.look(10.0)
     assert [kind for kind, _ in bench.events] == ["idle_shutdown_soon"]
+    assert bench.shutdowns == [bench.clock.time() + 10.0]
     bench.cells = True
-    bench.look(20.0)
+    bench.look(5.0)
+    assert [kind for kind, _ in bench.events] == ["idle_shutdown_soon", "idle_shutdown_off"]
+    assert math.isnan(bench.shutdowns[-1])
     bench.cells = False
     bench.look(89.0)
-    assert bench.parts.shut == []
+    assert bench.parts.released == 0
     bench.look(5.0)
-    bench.look(7.0)
-    assert [kind for kind, _ in bench.events] == ["idle_shutdown_soon", "idle_shutdown_soon", "idle_shutdown"]
-    assert bench.parts.shut == ["pool", "drain"]
+    bench.look(11.0)
+    assert [kind for kind, _ in bench.events][2:] == ["idle_shutdown_soon", "idle_shutdown"]
+    assert bench.parts.released == 1
+    for _ in range(50):
+        bench.look(10.0)
+    assert bench.parts.released == 1  # once, until work comes again
+    bench.parts.pending = 1
+    bench.look(1.0)
+    bench.parts.pending = 0
+    for _ in range(12):
+        bench.look(10.0)
+    assert bench.parts.released == 2
+
+
+def test_a_person_who_commands_is_not_idle() -> None:
+    bench = Bench(**IDLE)
+    for _ in range(9):
+        bench.look(10.0)
+    bench.governor.not_idle()
+    for _ in range(9):
+        bench.look(10.0)
+    assert [kind for kind, _ in bench.events] == ["idle_shutdown_soon", "idle_shutdown_off", "idle_shutdown_soon"]
+    assert bench.parts.released == 0
+
+
+def test_a_look_that_comes_late_stops_nothing_unannounced() -> None:
+    bench = Bench(**IDLE)
+    bench.look(5000.0)
+    assert [kind for kind, _ in bench.events] == ["idle_shutdown_soon"]
+    bench.look(9.0)
+    assert bench.parts.released == 0
+    bench.look(2.0)
+    assert bench.parts.released == 1
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_kernel_is_stopped_only_where_that_is_asked_for(wanted: bool) -> None:
+    bench, stopped = Bench(**IDLE, auto_shutdown_kernel=wanted), []
+    bench.governor.stop_kernel = lambda: stopped.append(1)
+    for _ in range(12):
+        bench.look(10.0)
+    assert stopped == ([1] if wanted else [])
+    assert ("kernel" in bench.events[0][1]) is wanted
+
+
+def test_idleness_is_nothing_where_it_is_not_enabled() -> None:
+    bench = Bench()
+    for _ in range(100):
+        bench.look(600.0)
+    assert bench.events == []
+    assert bench.parts.released == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "getsid"), reason="signals and process groups are POSIX")

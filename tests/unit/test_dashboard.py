@@ -127,6 +127,22 @@ def test_the_next_tick_sends_only_what_changed(page: Page, clock: FakeClock) -> 
     assert sum(len(str(content)) for _, content, _ in page.sent) < 3000
 
 
+def test_an_announced_shutdown_is_shown_until_somebody_calls_it_off(
+    page: Page, view: FakeView, clock: FakeClock
+) -> None:
+    open_page(page)
+    page.clear()
+    view.shutdown_at = clock.time() + 300.0
+    page.core.tick()
+    assert page.take("overview", "parts")[0]["parts"]["shutdown"] == pytest.approx(view.shutdown_at)
+    page.say("overview", type="verb", verb="resume", args=[], ask=1)
+    page.core.tick()
+    page.core.tick()
+    assert [
+        content["parts"]["shutdown"] for content in page.take("overview", "parts") if "shutdown" in content["parts"]
+    ][-1] is None
+
+
 def test_no_append_without_a_new_sample(page: Page) -> None:
     open_page(page)
     page.clear()

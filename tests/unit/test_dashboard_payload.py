@@ -98,8 +98,8 @@ def test_alerts_come_live_first_with_figures_in_their_unit(view: FakeView) -> No
     assert (parts["live"], parts["past"]) == (1, 2)
     assert parts["alert:a3"]["threshold"] == "90 %"
     alert = view.snapshot().alerts[0]
-    assert payload.alert_figure(replace(alert, rule="memory_full"), 125.0) == "2 min 5 s"
-    assert payload.alert_figure(replace(alert, resource="queue", threshold=5.0), 12.0) == "12"
+    assert payload.alert_figure(replace(alert, unit="seconds"), 125.0) == "2 min 5 s"
+    assert payload.alert_figure(replace(alert, unit="jobs"), 12.0) == "12 jobs"
     assert payload.alert_figure(alert, NAN) == "n/a"
 
 

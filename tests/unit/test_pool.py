@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import subprocess
 import sys
 import threading
 import time
@@ -12,12 +11,13 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from concurrent.futures.thread import BrokenThreadPool
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.test_task_invariants import check_closed_pool, check_pool
+from tests.oracles.pools import POOLS, SOON, Blocker, check, check_closed, eventually, hold
 from wiseflow_nb.context import check_cancelled, current_task
 from wiseflow_nb.errors import PoolClosedError, TaskCancelledError, UsageError
 from wiseflow_nb.pool import ThreadPoolManager
@@ -25,44 +25,26 @@ from wiseflow_nb.pool._queue import ClassQueue, aged
 from wiseflow_nb.records import Priority
 from wiseflow_nb.testing import FakeClock
 
-SOON = 20.0
 
-
-class Blocker:
-    """Work that says when it has begun and ends when told."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.go = threading.Event()
-
-    def __call__(self) -> str:
-        self.entered.set()
-        assert self.go.wait(SOON)
-        return threading.current_thread().name
+@pytest.fixture(params=POOLS)
+def make(request: pytest.FixtureRequest) -> type[Any]:
+    return POOLS[request.param]
 
 
 @pytest.fixture
-def one() -> Iterator[ThreadPoolManager]:
-    pool = ThreadPoolManager(1, 1)
+def one(make: type[Any]) -> Iterator[Any]:
+    pool = make(1, 1)
     yield pool
-    check_pool(pool)
+    check(pool)
     pool.shutdown()
-    check_closed_pool(pool)
+    check_closed(pool)
 
 
-def hold(pool: ThreadPoolManager) -> Blocker:
-    blocker = Blocker()
-    pool.submit(blocker)
-    assert blocker.entered.wait(SOON)
-    return blocker
+def until(pool: Any, workers: int) -> None:
+    eventually(lambda: pool.status().workers == workers)
 
 
-def until(pool: ThreadPoolManager, workers: int) -> None:
-    with pool._wake:
-        assert pool._wake.wait_for(lambda: len(pool._workers) == workers, SOON)
-
-
-def test_classes_and_order_within(one: ThreadPoolManager) -> None:
+def test_classes_and_order_within(one: Any) -> None:
     blocker, ran = hold(one), []
     names = ["low", "high", "critical", "normal"] * 2
     futures = [one.options(priority=name).submit(ran.append, (name, i)) for i, name in enumerate(names)]
@@ -76,9 +58,9 @@ def test_classes_and_order_within(one: ThreadPoolManager) -> None:
     assert ran == expected
 
 
-def test_waiting_lifts_one_class_per_30_seconds_up_to_high() -> None:
+def test_waiting_lifts_one_class_per_30_seconds_up_to_high(make: type[Any]) -> None:
     clock = FakeClock()
-    with ThreadPoolManager(1, 1, clock=clock) as pool:
+    with make(1, 1, clock=clock) as pool:
         blocker, ran = hold(pool), []
         pool.options(priority="low").submit(ran.append, "old low")
         clock.advance(61)
@@ -90,7 +72,7 @@ def test_waiting_lifts_one_class_per_30_seconds_up_to_high() -> None:
     assert frame.loc[frame["name"] == "list.append", "queue_seconds"].max() == 61
 
 
-def test_reprioritise_moves_queued_work_only(one: ThreadPoolManager) -> None:
+def test_reprioritise_moves_queued_work_only(one: Any) -> None:
     blocker, ran = hold(one), []
     first = one.submit(ran.append, 1)
     second = one.submit(ran.append, 2)
@@ -104,7 +86,7 @@ def test_reprioritise_moves_queued_work_only(one: ThreadPoolManager) -> None:
         one.reprioritise(second, "urgent")
 
 
-def test_cancel_takes_queued_work_out_at_once(one: ThreadPoolManager) -> None:
+def test_cancel_takes_queued_work_out_at_once(one: Any) -> None:
     blocker, told = hold(one), []
     future = one.submit(told.append, "ran")
     future.add_done_callback(lambda item: told.append(item.cancelled()))
@@ -119,7 +101,7 @@ def test_cancel_takes_queued_work_out_at_once(one: ThreadPoolManager) -> None:
     assert one.stats().cancelled == 1
 
 
-def test_running_work_is_asked_to_stop_and_holds_its_worker(one: ThreadPoolManager) -> None:
+def test_running_work_is_asked_to_stop_and_holds_its_worker(one: Any) -> None:
     entered = threading.Event()
 
     def work() -> None:
@@ -139,8 +121,8 @@ def test_running_work_is_asked_to_stop_and_holds_its_worker(one: ThreadPoolManag
     assert one.records()["state"].tolist() == ["cancelled"]
 
 
-def test_growing_starts_workers_and_shrinking_lets_work_end() -> None:
-    pool = ThreadPoolManager(1, 4)
+def test_growing_starts_workers_and_shrinking_lets_work_end(make: type[Any]) -> None:
+    pool = make(1, 4)
     assert pool.resize(1, "small") == 1
     blockers = [Blocker() for _ in range(3)]
     futures = [pool.submit(blocker) for blocker in blockers]
@@ -162,23 +144,23 @@ def test_growing_starts_workers_and_shrinking_lets_work_end() -> None:
     assert ran == list(range(20))
     pool.set_bounds(2, 3)
     assert (pool.target, pool.status().min_workers, pool.status().max_workers) == (2, 2, 3)
-    check_pool(pool)
+    check(pool)
     pool.shutdown()
-    check_closed_pool(pool)
+    check_closed(pool)
 
 
 @pytest.mark.parametrize("bounds", [(0, 1), (3, 2)])
-def test_bounds_that_do_not_fit_change_nothing(one: ThreadPoolManager, bounds: tuple[int, int]) -> None:
+def test_bounds_that_do_not_fit_change_nothing(make: type[Any], one: Any, bounds: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match="bounds"):
         one.set_bounds(*bounds)
     with pytest.raises(UsageError, match="bounds"):
-        ThreadPoolManager(*bounds)
+        make(*bounds)
     with pytest.raises(UsageError, match="at least 1"):
         one.resize(0)
     assert one.target == 1
 
 
-def test_a_waiting_worker_is_made_up_for(one: ThreadPoolManager) -> None:
+def test_a_waiting_worker_is_made_up_for(one: Any) -> None:
     def outer(depth: int) -> int:
         if not depth:
             return 0
@@ -191,8 +173,8 @@ def test_a_waiting_worker_is_made_up_for(one: ThreadPoolManager) -> None:
         assert one.status().workers == 1
 
 
-def test_shutdown_drains_or_cancels() -> None:
-    pool = ThreadPoolManager(1, 1)
+def test_shutdown_drains_or_cancels(make: type[Any]) -> None:
+    pool = make(1, 1)
     blocker = hold(pool)
     futures = [pool.submit(int) for _ in range(3)]
     pool.shutdown(wait=False)
@@ -201,18 +183,18 @@ def test_shutdown_drains_or_cancels() -> None:
     blocker.go.set()
     pool.shutdown()
     assert [future.result(0) for future in futures] == [0, 0, 0]
-    check_closed_pool(pool)
-    pool = ThreadPoolManager(1, 1)
+    check_closed(pool)
+    pool = make(1, 1)
     blocker = hold(pool)
     futures = [pool.submit(int) for _ in range(3)]
     pool.shutdown(wait=False, cancel_futures=True)
     assert all(future.cancelled() for future in futures)
     blocker.go.set()
     pool.shutdown()
-    check_closed_pool(pool)
+    check_closed(pool)
 
 
-def test_cpu_time_is_the_threads_own(one: ThreadPoolManager) -> None:
+def test_cpu_time_is_the_threads_own(one: Any) -> None:
     def burn() -> None:
         end = time.thread_time_ns() + 60_000_000
         while time.thread_time_ns() < end:
@@ -229,7 +211,7 @@ def test_cpu_time_is_the_threads_own(one: ThreadPoolManager) -> None:
     assert str(frame["started"].dt.tz) == "UTC"
 
 
-def test_cleanup_runs_on_failure_only(one: ThreadPoolManager, caplog: pytest.LogCaptureFixture) -> None:
+def test_cleanup_runs_on_failure_only(one: Any, caplog: pytest.LogCaptureFixture) -> None:
     ran: list[str] = []
 
     def fails() -> None:
@@ -249,7 +231,7 @@ def test_cleanup_runs_on_failure_only(one: ThreadPoolManager, caplog: pytest.Log
     assert "cleanup handler" in caplog.text
 
 
-def test_nothing_keeps_arguments_and_results_alive(one: ThreadPoolManager) -> None:
+def test_nothing_keeps_arguments_and_results_alive(one: Any) -> None:
     class Big:
         pass
 
@@ -267,22 +249,22 @@ def test_nothing_keeps_arguments_and_results_alive(one: ThreadPoolManager) -> No
     assert result() is None
 
 
-def test_a_failing_initializer_breaks_the_pool(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_initializer_breaks_the_pool(make: type[Any], caplog: pytest.LogCaptureFixture) -> None:
     def fails() -> None:
         raise OSError("no licence")
 
-    pool = ThreadPoolManager(1, 1, initializer=fails)
+    pool = make(1, 1, initializer=fails)
     future = pool.submit(int)
     assert isinstance(future.exception(SOON), BrokenThreadPool)
     with pytest.raises(BrokenThreadPool):
         pool.submit(int)
     pool.shutdown()
-    check_closed_pool(pool)
+    check_closed(pool)
     assert "no licence" in caplog.text
 
 
-def test_whatever_takes_an_executor_takes_it() -> None:
-    with ThreadPoolManager(2, 2, thread_name_prefix="mine", initializer=lambda x: None, initargs=(1,)) as pool:
+def test_whatever_takes_an_executor_takes_it(make: type[Any]) -> None:
+    with make(2, 2, thread_name_prefix="mine", initializer=lambda x: None, initargs=(1,)) as pool:
         assert list(pool.map(pow, [2, 3], [3, 2])) == [8, 9]
         view = pool.options(priority="low")
         assert list(view.map(abs, [-1, -2])) == [1, 2]
@@ -296,14 +278,14 @@ def test_whatever_takes_an_executor_takes_it() -> None:
         assert pool.submit(lambda: threading.current_thread().name).result(SOON).startswith("mine-")
         assert "busy=" in repr(pool)
         assert pool._max_workers == view._max_workers == 2
-    check_closed_pool(pool)
+    check_closed(pool)
 
 
-def test_nothing_is_lost_or_run_twice_under_stress() -> None:
+def test_nothing_is_lost_or_run_twice_under_stress(make: type[Any]) -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        pool = ThreadPoolManager(1, 8)
+        pool = make(1, 8)
         ran: list[int] = []
         futures: list[list[Future[None]]] = [[] for _ in range(4)]
 
@@ -326,37 +308,7 @@ def test_nothing_is_lost_or_run_twice_under_stress() -> None:
     expected = [w * 1000 + i for w in range(4) for i in range(200) if not futures[w][i].cancelled()]
     assert sorted(ran) == expected
     assert all(future.done() for several in futures for future in several)
-    check_closed_pool(pool)
-
-
-@pytest.mark.parametrize("how", ["pool", "tasks"])
-def test_a_stuck_worker_does_not_keep_the_interpreter(how: str) -> None:
-    script = f"""
-import threading
-from wiseflow_nb.pool import ThreadPoolManager
-from wiseflow_nb.tasks import TaskManager
-entered = threading.Event()
-def stuck():
-    entered.set()
-    threading.Event().wait()
-work = ThreadPoolManager() if {how!r} == "pool" else TaskManager()
-future = work.submit(stuck)
-entered.wait()
-print("end of script", flush=True)
-"""
-    # Without a deadline this would never end at all; the bound is only there to tell the two apart.
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "end of script", "")
-
-
-def test_queued_work_still_runs_when_the_script_ends() -> None:
-    script = (
-        "from wiseflow_nb.pool import ThreadPoolManager\n"
-        "pool = ThreadPoolManager(1, 1)\n"
-        "for i in range(3): pool.submit(print, i, flush=True)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["0", "1", "2"]
+    check_closed(pool)
 
 
 def test_ageing() -> None:
@@ -405,3 +357,18 @@ def test_the_queue_agrees_with_a_sorted_list(operations: list[tuple[str, object]
             assert queue.pop(now) == expected
             model.pop(expected, None)  # type: ignore[arg-type]
         assert len(queue) == len(model)
+
+
+def test_released_workers_end_and_come_back_with_work() -> None:
+    with ThreadPoolManager(max_workers=3) as pool:
+        gate = threading.Event()
+        running = [pool.submit(gate.wait, 30) for _ in range(2)]
+        assert pool.submit(int).result(30) == 0
+        eventually(lambda: pool.status().workers == 3 and pool.status().busy == 2)
+        pool.release()
+        eventually(lambda: pool.status().workers == 2)
+        gate.set()
+        assert all(future.result(30) for future in running)
+        pool.release()
+        eventually(lambda: pool.status().workers == 0)
+        assert [future.result(30) for future in [pool.submit(abs, -number) for number in range(50)]] == list(range(50))

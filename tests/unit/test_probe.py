@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from wiseflow_nb.records import SAMPLE_COLUMNS, Sample
-from wiseflow_nb.resources import _linux
-from wiseflow_nb.resources._probe import LIMITS_EVERY, Probe
+from wiseflow_nb.resources import _files, _linux
+from wiseflow_nb.resources._probe import LIMITS_SECONDS, Probe
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="compares Linux' own files with psutil")
 PID = 4_000_001
@@ -79,6 +79,8 @@ def test_every_column_of_a_linux_machine_is_filled_but_those_of_an_unlimited_gro
         "cpu_utilization_ratio",
         "disk_read_bytes_total",
         "disk_written_bytes_total",
+        # In the watched process itself the sampler's memory is part of the process'.
+        "recorder_memory_rss_bytes",
     }
     probe.close()
 
@@ -120,12 +122,13 @@ def machine(root: Path, pid: int = PID, **more: str) -> str:
         **{
             "proc/self/statm": "10 5 1 1 0 1 0\n",
             "proc/self/net/dev": "a\nb\n",
+            "sys/block/vda/stat": "1 0 8 0 1 0 16 0 0 0 0\n",
             "proc/meminfo": f"MemTotal: {16 * MIB} kB\nMemAvailable: {8 * MIB} kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\n",
             "proc/stat": f"cpu 100 0 100 800 0 0 0 0 0 0\n{cpus}",
             "proc/loadavg": "0.5 0 0 1/1 1\n",
             "proc/diskstats": "254 0 vda 1 0 8 0 1 0 16 0 0 0 0\n254 1 vda1 1 0 8 0 1 0 16 0 0 0 0\n",
             "sys/block/vda/size": "1\n",
-            f"proc/{pid}/net/dev": "a\nb\n lo: 9 0 0 0 0 0 0 0 9 0\n eth0: 5 0 0 0 0 0 0 0 6 0\n",
+            f"proc/{pid}/net/dev": "a\nb\n lo: 9 0 0 0 0 0 0 0 9 0 0 0 0 0 0 0\neth0:5 0 0 0 0 0 0 0 6 0 0 0 0 0 0 0\n",
             f"proc/{pid}/stat": stat_line(pid),
             f"proc/{pid}/task/{pid}/children": "",
             f"proc/{pid}/fd/0": "",
@@ -199,14 +202,14 @@ def test_no_rate_across_a_gap(tmp_path: Path) -> None:
 @linux
 def test_a_limit_that_moves_to_another_level_makes_no_rate_of_two_counters(tmp_path: Path) -> None:
     probe = probe_of(machine(tmp_path))
-    for at in range(LIMITS_EVERY):
-        read(probe, float(at))
+    read(probe, 0.0)
+    read(probe, LIMITS_SECONDS - 1.0)
     put(tmp_path, **{"sys/fs/cgroup/pod/cpu.max": "50000 100000\n"})
-    moved = read(probe, 30.0)
+    moved = read(probe, LIMITS_SECONDS)
     assert (moved.cpu_limit_cores, moved.container_cpu_seconds_total) == (0.5, 90.0)
     assert math.isnan(moved.cpu_utilization_ratio)
     assert probe.limits.cpu_source == "cgroup2:/pod"
-    assert read(probe, 31.0).cpu_utilization_ratio == 0.0
+    assert read(probe, LIMITS_SECONDS + 1.0).cpu_utilization_ratio == 0.0
     probe.close()
 
 
@@ -231,6 +234,7 @@ def test_without_a_limit_the_host_is_compared_and_the_own_group_shown(tmp_path: 
 def test_unknown_devices_are_not_zero_bytes(tmp_path: Path) -> None:
     root = machine(tmp_path)
     (tmp_path / "sys/block/vda/size").unlink()
+    (tmp_path / "sys/block/vda/stat").unlink()
     (tmp_path / "sys/block/vda").rmdir()
     probe = probe_of(root)
     assert math.isnan(read(probe).disk_read_bytes_total)
@@ -276,6 +280,7 @@ def test_where_children_are_not_listed_psutil_finds_them(tmp_path: Path) -> None
     root = machine(tmp_path, pid=os.getpid())
     (tmp_path / f"proc/{os.getpid()}/task/{os.getpid()}/children").unlink()
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    put(tmp_path, **{f"proc/{child.pid}/stat": stat_line(child.pid)})
     whole = Probe(os.getpid(), disk_path=root, root=root, environ={})
     part = Probe(os.getpid(), disk_path=root, root=root, environ={}, exclude_pids=frozenset({child.pid}))
     assert read(whole).process_count == read(part).process_count + 1
@@ -329,14 +334,14 @@ def test_a_failing_part_is_told_once_tried_later_and_told_when_it_works(tmp_path
 
 @linux
 def test_pressure_that_is_switched_off_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = _linux.KeptFiles.read
+    real = _files.KeptFiles.parsed
 
-    def switched_off(self: _linux.KeptFiles, path: str, first: int = 0) -> str:
+    def switched_off(self: _files.KeptFiles, path: str, *more: object) -> object:
         if "/pressure/" in path:
             raise OSError(errno.EOPNOTSUPP, "Operation not supported", path)
-        return real(self, path, first)
+        return real(self, path, *more)
 
-    monkeypatch.setattr(_linux.KeptFiles, "read", switched_off)
+    monkeypatch.setattr(_files.KeptFiles, "parsed", switched_off)
     probe = probe_of(machine(tmp_path, **{"proc/pressure/cpu": ""}))
     assert math.isnan(read(probe).pressure_cpu_waiting_seconds_total)
     assert probe.take_events() == []
@@ -344,33 +349,38 @@ def test_pressure_that_is_switched_off_is_no_failure(tmp_path: Path, monkeypatch
 
 
 def test_names_that_begin_alike_are_told_apart() -> None:
-    text = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\nPss_Anon:  9 kB\nPss:  4 kB"
-    assert _linux.keyed(text, ("oom_kill", "Pss", "absent")) == {"oom_kill": 3.0, "Pss": 4.0}
-    assert _linux.keyed("", ("x",)) == {}
+    data = b"oom_kill_disable 0\nunder_oom 0\noom_kill 3"
+    assert _linux.value_of(data, _linux.key("oom_kill")) == 3.0
+    assert _linux.value_of(data, _linux.key("oom_kill_disable")) == 0.0
+    assert math.isnan(_linux.value_of(data, _linux.key("absent")))
+    assert math.isnan(_linux.value_of(b"", _linux.key("x")))
+    assert _linux.proportional_bytes(b"rollup\nPss_Anon:  9 kB\nPss:  4 kB\n") == 4096
+    assert _linux.proportional_bytes(b"") == 0.0
 
 
 @linux
 def test_a_long_listing_is_read_to_its_end(tmp_path: Path) -> None:
-    text = "".join(f"line {number}\n" for number in range(20_000))
-    (tmp_path / "long").write_text(text)
-    files = _linux.KeptFiles()
-    assert files.read(str(tmp_path / "long")) == text
-    assert files.read(str(tmp_path / "long"), 6) == "line 0"
-    # A listing of the kernel's gives one page a read.
-    whole = Path("/proc/self/maps").read_text()
-    assert len(whole) > 4096
-    assert len(files.read("/proc/self/maps").splitlines()) >= len(whole.splitlines()) - 3
-    files.close()
+    text = "".join(f"line {number}\n" for number in range(20_000)).encode()
+    (tmp_path / "long").write_bytes(text)
+    for files in (_files.KeptFiles(), _files.KeptFiles(limit=0)):
+        assert files.listing(str(tmp_path / "long"), bytes) == text
+        assert files.read(str(tmp_path / "long"), 6) == b"line 0"
+        # A listing of the kernel's gives one page a read.
+        whole = Path("/proc/self/maps").read_text()
+        assert len(whole) > 4096
+        assert len(files.listing("/proc/self/maps", bytes).splitlines()) >= len(whole.splitlines()) - 3
+        files.close()
 
 
 _FORK = """
 import os
-from wiseflow_nb.resources._linux import KeptFiles
+from wiseflow_nb.resources._files import KeptFiles
 files = KeptFiles()
-assert files.read("/proc/self/stat").split()[0] == str(os.getpid())
+assert int(files.read("/proc/self/stat").split()[0]) == os.getpid()
 child = os.fork()
 if child == 0:
-    os._exit(0 if files.read("/proc/self/stat").split()[0] == str(os.getpid()) else 1)
+    files.after_fork()
+    os._exit(0 if int(files.read("/proc/self/stat").split()[0]) == os.getpid() else 1)
 assert os.waitpid(child, 0)[1] == 0
 """
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 
 from wiseflow_nb.errors import UsageError
+from wiseflow_nb.quantities import shown
 from wiseflow_nb.records import AlertTransition, Sample, Severity, to_json_dict
-from wiseflow_nb.resources._alerts import AlertEngine, shown
+from wiseflow_nb.resources._alerts import AlertEngine
 from wiseflow_nb.resources._rules import AlertPlan, AlertRule, builtin_rules, checked, rule_from
 
 PLAN = AlertPlan({"cpu": (0.72, 0.9), "memory": (0.68, 0.85), "disk": (0.72, 0.9)})

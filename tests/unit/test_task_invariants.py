@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import TaskRecord, TaskState, TaskTransition
 from wiseflow_nb.tasks import TaskManager
@@ -67,14 +65,13 @@ def check_closed_manager(manager: TaskManager, log: Log | None = None) -> None:
 
 
 def check_pool(pool: ThreadPoolManager) -> None:
-    with pool._lock:
-        assert all(worker.is_alive() for worker in pool._workers)
-        stats = pool._stats
-        known = stats.completed + stats.failed + stats.cancelled + len(pool._queue) + len(pool._running)
-        assert stats.submitted == known
-        assert pool._min_workers <= pool._target <= pool._max_workers
-        names = {worker.name for worker in threading.enumerate()}
-        assert {worker.name for worker in pool._workers} <= names
+    stats = pool.stats()
+    finished = stats.completed + stats.failed + stats.cancelled
+    assert stats.submitted == finished + stats.queued + stats.running
+    assert 0 <= stats.cancelling <= stats.running
+    status = pool.status()
+    assert status.min_workers <= status.target <= status.max_workers
+    assert status.busy <= status.workers
 
 
 def check_closed_pool(pool: ThreadPoolManager) -> None:

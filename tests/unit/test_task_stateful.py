@@ -1,7 +1,11 @@
-"""The manager under random operations, on a fake clock, one thread at a time: the same run every time."""
+"""The manager under random operations, on a fake clock, one thread at a time: the same run every time.
+
+The suite runs over the manager and over the plain one in ``tests/oracles``, which it was written for.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from typing import Any
@@ -10,35 +14,37 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.oracles import plain_tasks as plain
 from tests.unit.test_task_invariants import Log, check_closed_manager, check_manager
+from wiseflow_nb import tasks as fast
 from wiseflow_nb.context import TaskContext, current_task
 from wiseflow_nb.pool._queue import aged
-from wiseflow_nb.records import Priority, TaskState
-from wiseflow_nb.tasks import Retry, Task, TaskManager
-from wiseflow_nb.testing import FakeClock, ManualExecutor
+from wiseflow_nb.records import Priority, TaskRecord, TaskState, TaskTransition
+from wiseflow_nb.testing import Stage
 
 SOON = 20.0
 S = TaskState
 
 
 class ManagerMachine(RuleBasedStateMachine):
-    """Task code runs on real threads, but each stands still at a gate, so only one ever moves."""
+    """Plain calls run on real threads, but each stands still at a gate, so only one ever moves.
+
+    Coroutines run on a loop that is driven after each operation, until all of them wait at a gate.
+    """
+
+    package: Any = fast
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = FakeClock()
-        self.executor = ManualExecutor()
+        self.stage = Stage()
+        self.clock, self.executor, self.loop = self.stage.clock, self.stage.executor, self.stage.loop
         self.log: Log = []
-        self.manager = TaskManager(
-            self.executor,
-            max_concurrent=2,
-            clock=self.clock,
-            on_change=lambda record, move: self.log.append((record, move)),
-        )
+        self.wrong: list[str] = []
+        self.manager = self.package.TaskManager(**self.stage.parts, max_concurrent=2, on_change=self._changed)
         self.scheduler = self.manager._scheduler
-        self.scheduler.timers.threaded = False
         self.manager.register_resource_cleanup_handler(self._cleaned)
-        self.tasks: dict[str, Task[Any]] = {}
+        self.tasks: dict[str, Any] = {}
+        self.coroutines: dict[str, tuple[asyncio.Event, list[str]]] = {}
         self.news: queue.Queue[tuple[str, str]] = queue.Queue()
         self.running: dict[str, tuple[threading.Thread, queue.Queue[str]]] = {}
         self.gates: dict[str, queue.Queue[str]] = {}
@@ -48,7 +54,27 @@ class ManagerMachine(RuleBasedStateMachine):
 
     # -- what runs as a task -------------------------------------------------------------------
 
-    def _cleaned(self, context: TaskContext) -> None:
+    def _changed(self, record: TaskRecord, move: TaskTransition | None) -> None:
+        # Called under the manager's lock, in the very moment of the move.
+        self.log.append((record, move))
+        if move is None or move.to_state is not S.RUNNING:
+            return
+        jobs = self.scheduler.ledger.jobs
+        mine = self._rank(jobs[record.task_id])
+        for job in jobs.values():
+            same = job.record.kind == record.kind and job.record.state is S.PENDING
+            if same and job.record.task_id != record.task_id and self._rank(job) < mine:
+                self.wrong.append(f"{record.task_id} began before {job.record.task_id}, whose turn it was")
+        held = sum(job.record.state in (S.RUNNING, S.CANCELLING) for job in jobs.values())
+        if held > self.manager.max_concurrent:
+            self.wrong.append(f"{record.task_id} is number {held} that runs")
+        for parent in record.dependencies:
+            state = jobs[parent].record.state
+            anyway = jobs[record.task_id].options.trigger == "all_done" and state.terminal
+            if state is not S.COMPLETED and not anyway:
+                self.wrong.append(f"{record.task_id} began while {parent} was {state}")
+
+    async def _cleaned(self, context: TaskContext) -> None:
         self.cleanups.append((context.task_id, context.attempt))
 
     def _body(self) -> str:
@@ -59,6 +85,26 @@ class ManagerMachine(RuleBasedStateMachine):
         self.news.put(("entered", context.task_id))
         if gate.get(timeout=SOON) == "raise":
             raise ValueError("told to")
+        return context.task_id
+
+    async def _coroutine(self, stubborn: bool) -> str:
+        context = current_task()
+        assert context is not None
+        self.runs.append((context.task_id, context.attempt))
+        event, how = self.coroutines[context.task_id] = asyncio.Event(), ["return"]
+        try:
+            try:
+                await event.wait()
+            except asyncio.CancelledError:
+                if not stubborn:
+                    raise
+                await event.wait()
+        finally:
+            del self.coroutines[context.task_id]
+        if how[0] == "raise":
+            raise ValueError("told to")
+        if how[0] == "cancel":
+            raise asyncio.CancelledError
         return context.task_id
 
     def _on_thread(self, work: Any) -> None:
@@ -74,15 +120,17 @@ class ManagerMachine(RuleBasedStateMachine):
         trigger=st.sampled_from(["all_completed", "all_completed", "all_done"]),
         timeout=st.sampled_from([None, None, 3.0]),
         deadline=st.sampled_from([None, None, 50.0]),
+        how=st.sampled_from(["thread", "thread", "async", "async", "stubborn"]),
     )
-    def submit(self, priority: Priority, parents: list[int], **options: Any) -> None:
+    def submit(self, priority: Priority, parents: list[int], how: str, **options: Any) -> None:
         known = list(self.tasks)
         needed = [known[index % len(known)] for index in parents] if known else []
-        retry = Retry(options.pop("retries"), base=2.0, jitter=None)
+        retry = self.package.Retry(options.pop("retries"), base=2.0, jitter=None)
         view = self.manager.options(priority=priority, dependencies=needed, retry=retry, **options)
-        task = view.submit(self._body)
+        task = view.submit(self._body) if how == "thread" else view.submit(self._coroutine, how == "stubborn")
         self.tasks[task.id] = task
-        task.add_done_callback(lambda item: self.settled.append(item.id))  # type: ignore[attr-defined]
+        task.add_done_callback(lambda item: self.settled.append(item.id))
+        self.loop.run_until_idle()
 
     @precondition(lambda self: self.executor.pending)
     @rule()
@@ -96,11 +144,6 @@ class ManagerMachine(RuleBasedStateMachine):
             assert expected is None
             return
         assert task_id == expected
-        record = self.manager.get(task_id)
-        assert record is not None
-        for parent in record.dependencies:
-            state = self.tasks[parent].state
-            assert state is S.COMPLETED or (state.terminal and self._options(task_id).trigger == "all_done")
         self.running[task_id] = (thread, self.gates[task_id])
 
     @precondition(lambda self: self.running)
@@ -111,6 +154,15 @@ class ManagerMachine(RuleBasedStateMachine):
         gate.put(how)
         thread.join(SOON)
         assert self.news.get(timeout=SOON) == ("left", "")
+        self.loop.run_until_idle()
+
+    @precondition(lambda self: self.coroutines)
+    @rule(which=st.integers(0, 100), how=st.sampled_from(["return", "return", "raise", "cancel"]))
+    def end_coroutine(self, which: int, how: str) -> None:
+        event, told = list(self.coroutines.values())[which % len(self.coroutines)]
+        told[0] = how
+        self.loop.call(event.set)
+        self.loop.run_until_idle()
 
     @precondition(lambda self: self.tasks)
     @rule(which=st.integers(0, 100))
@@ -119,7 +171,9 @@ class ManagerMachine(RuleBasedStateMachine):
         before = task.state
         assert task.cancel() == (not before.terminal or before is S.CANCELLED)
         if not before.terminal:
-            assert task.state is (S.CANCELLING if task.id in self.running else S.CANCELLED)
+            runs = task.id in self.running or task.id in self.coroutines
+            assert task.state is (S.CANCELLING if runs else S.CANCELLED)
+        self.loop.run_until_idle()
 
     @precondition(lambda self: self.tasks)
     @rule(which=st.integers(0, 100), priority=st.sampled_from(Priority))
@@ -130,7 +184,7 @@ class ManagerMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.5, 2.0, 4.0, 31.0]))
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        self.scheduler.timers.run_due()
+        self.loop.run_until_idle()
 
     @rule()
     def pause(self) -> None:
@@ -139,10 +193,12 @@ class ManagerMachine(RuleBasedStateMachine):
     @rule()
     def resume(self) -> None:
         self.manager.resume()
+        self.loop.run_until_idle()
 
     @rule(count=st.integers(1, 4))
     def bound(self, count: int) -> None:
         self.manager.set_max_concurrent(count)
+        self.loop.run_until_idle()
 
     @precondition(lambda self: any(t.state in (S.FAILED, S.CANCELLED, S.TIMED_OUT) for t in self.tasks.values()))
     @rule(which=st.integers(0, 100))
@@ -154,7 +210,8 @@ class ManagerMachine(RuleBasedStateMachine):
                 task = self.manager.task(record.task_id)
                 if task is not None:
                     self.tasks[task.id] = task
-                    task.add_done_callback(lambda item: self.settled.append(item.id))  # type: ignore[attr-defined]
+                    task.add_done_callback(lambda item: self.settled.append(item.id))
+        self.loop.run_until_idle()
         assert again.record().retry_of
 
     # -- what must hold ------------------------------------------------------------------------
@@ -166,7 +223,13 @@ class ManagerMachine(RuleBasedStateMachine):
         assert len(set(self.runs)) == len(self.runs)
         assert len(set(self.cleanups)) == len(self.cleanups)
         now_running = {record.task_id for record in self.manager.records() if record.state in (S.RUNNING, S.CANCELLING)}
-        assert now_running == set(self.running)
+        assert now_running == set(self.running) | set(self.coroutines)
+        assert self.wrong == []
+        assert self.scheduler.ledger.callback_failures == 0
+        # Whoever could run does: a ready coroutine waits for a slot only, or behind a plain call.
+        idle = self.manager.max_concurrent - self.scheduler.slots.used
+        ready = [record for record in self.manager.records() if record.state is S.PENDING and record.kind == "async"]
+        assert self.manager.paused or idle <= 0 or not ready
         assert len(set(self.settled)) == len(self.settled)
         for task in self.tasks.values():
             assert task.done() == task.state.terminal
@@ -182,6 +245,9 @@ class ManagerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         while self.running:
             self.end(0, "return")
+        self.manager.pause()
+        while self.coroutines:
+            self.end_coroutine(0, "return")
         self.manager.shutdown("cancel_pending")
         self.executor.run_all()
         check_closed_manager(self.manager, self.log)
@@ -192,11 +258,11 @@ class ManagerMachine(RuleBasedStateMachine):
 
     # -- the model -----------------------------------------------------------------------------
 
-    def _pick(self, which: int) -> Task[Any]:
-        return list(self.tasks.values())[which % len(self.tasks)]
+    def _rank(self, job: Any) -> tuple[int, int]:
+        return -aged(job.level, job.ready_at, self.clock.monotonic()), job.number
 
-    def _options(self, task_id: str) -> Any:
-        return self.scheduler.ledger.jobs[task_id].options
+    def _pick(self, which: int) -> Any:
+        return list(self.tasks.values())[which % len(self.tasks)]
 
     def _ended_badly(self) -> list[tuple[str, int]]:
         ran = (S.RUNNING.value, S.CANCELLING.value)
@@ -222,7 +288,8 @@ class ManagerMachine(RuleBasedStateMachine):
         if self.manager.paused or self.scheduler.slots.held >= self.manager.max_concurrent:
             return None
         now, levels = self.clock.monotonic(), self._levels()
-        ready = {record.task_id for record in self.manager.records() if record.state is S.PENDING}
+        records = self.manager.records()
+        ready = {record.task_id for record in records if record.state is S.PENDING and record.kind == "thread"}
 
         def rank(task_id: str) -> tuple[int, int]:
             since = self.scheduler.ledger.jobs[task_id].ready_at
@@ -231,7 +298,12 @@ class ManagerMachine(RuleBasedStateMachine):
         return min(ready, key=rank, default=None)
 
 
+class PlainMachine(ManagerMachine):
+    package = plain
+
+
+MANY = settings(max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
 TestManager = ManagerMachine.TestCase
-TestManager.settings = settings(
-    max_examples=30, stateful_step_count=35, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestManager.settings = MANY
+TestPlainManager = PlainMachine.TestCase
+TestPlainManager.settings = MANY

@@ -44,11 +44,9 @@ class Bench:
         self.tasks = TaskManager(
             self.executor, clock=self.clock, on_change=lambda *change: self.log.append(change), **options
         )
-        self.tasks._scheduler.timers.threaded = False
 
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        self.tasks._scheduler.timers.run_due()
 
     def run(self) -> None:
         self.executor.run_all()
@@ -151,7 +149,7 @@ def test_options_are_checked(bench: Bench) -> None:
         with pytest.raises(UsageError):
             options(**{name: value})
     with pytest.raises(UsageError, match="auto, thread, async"):
-        options(kind="process")
+        options(kind="greenlet")
     with pytest.raises(UsageError, match="cannot be called"):
         bench.tasks.submit(3)  # type: ignore[call-overload]
     with pytest.raises(UsageError, match="max_concurrent"):

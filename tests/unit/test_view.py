@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from wiseflow_nb.errors import SessionNotFoundError
-from wiseflow_nb.records import AlertState, AlertTransition, SessionState, Severity
+from wiseflow_nb.records import AlertState, AlertTransition, Sample, SessionState, Severity
 from wiseflow_nb.session import Session, current_session, open_session, sessions, start_default
 from wiseflow_nb.view import StoreView, alert_views, default_view
 
@@ -83,7 +83,7 @@ def test_the_verbs(session: Session, view) -> None:
     assert not view.configure({"state_dir": "/elsewhere"}).ok
     assert not view.silence("nothing", 10**400).ok
     assert view.configure({"disk_path": "/proc"}).ok
-    wait_until(lambda: view.snapshot().sample.filesystem_size_bytes in (0.0,))
+    wait_until(lambda: (view.snapshot().sample or Sample()).filesystem_size_bytes == 0.0)
     assert not view.acknowledge("nothing").ok
     view.watch(5)
     release.set()

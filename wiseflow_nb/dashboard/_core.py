@@ -255,6 +255,8 @@ class Core:
         if snapshot is not None:
             parts["session"] = payload.session_part(snapshot.info, self.clock.time())
             parts["paused"] = snapshot.paused
+            live = snapshot.info.state is SessionState.LIVE
+            parts["shutdown"] = payload.number(snapshot.shutdown_at_seconds) if live else None
             parts.update(payload.cards(snapshot))
         self.overview.push(parts)
 

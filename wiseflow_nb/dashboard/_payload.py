@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from wiseflow_nb.config import Settings, allowed_range, unit_of
+from wiseflow_nb.quantities import shown
 from wiseflow_nb.records import (
     AlertView,
     CellRecord,
@@ -27,7 +28,6 @@ ERROR_CHARACTERS = 120
 
 _STATE_INDEX = {state: index for index, state in enumerate(TaskState)}
 _ACTIVE = frozenset({TaskState.RUNNING, TaskState.CANCELLING})
-_PERCENT_RESOURCES = frozenset({"cpu", "memory", "disk"})
 
 #: The settings of the panel by group: what can change while a session runs.
 SETTING_GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
@@ -42,7 +42,13 @@ SETTING_GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ),
     (
         "Alerts",
-        (("alert_for_seconds", "Fire after"), ("alert_keep_seconds", "Resolve after")),
+        (
+            ("alert_for_seconds", "Fire after"),
+            ("alert_keep_seconds", "Resolve after"),
+            ("alert_repeat_seconds", "Repeat every"),
+            ("memory_full_within", "Memory full within"),
+            ("disk_full_within", "Disk full within"),
+        ),
     ),
     (
         "Sampling",
@@ -204,11 +210,12 @@ def _tasks_card(snapshot: Snapshot) -> dict[str, Any]:
     queued = sum(counts.get(name, 0) for name in ("waiting", "pending", "retry_wait"))
     failed = sum(counts.get(name, 0) for name in ("failed", "timed_out", "lost"))
     most = float(snapshot.settings.get("max_concurrent_tasks") or 0)
+    held = snapshot.hold_reason if snapshot.info.state is SessionState.LIVE else ""
     return {
         "value": f"{running:,} running",
-        "detail": _joined(f"{queued:,} queued", f"{failed:,} failed", "paused" if snapshot.paused else ""),
+        "detail": _joined(f"{queued:,} queued", f"{failed:,} failed", "paused" if snapshot.paused else held),
         "ratio": number(min(1.0, running / most)) if most else None,
-        "level": "warning" if snapshot.paused else "ok",
+        "level": "warning" if snapshot.paused or held else "ok",
         "ticks": [],
     }
 
@@ -284,14 +291,8 @@ def _resolved(alert: AlertView) -> float:
 
 
 def alert_figure(alert: AlertView, value: float) -> str:
-    """An alert's figure in the unit that fits its rule."""
-    if not math.isfinite(value):
-        return "n/a"
-    if "full" in alert.rule or "time" in alert.rule:
-        return human_seconds(value)
-    if alert.resource in _PERCENT_RESOURCES and alert.threshold <= 1.0:
-        return percent(value)
-    return f"{value:.4g}"
+    """An alert's figure in the unit of its rule."""
+    return "n/a" if math.isnan(value) else shown(value, alert.unit)
 
 
 def band_part(snapshot: Snapshot) -> dict[str, list[float]]:

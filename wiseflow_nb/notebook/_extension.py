@@ -27,7 +27,18 @@ class Extension:
         from wiseflow_nb.session import start_default
 
         self.session = start_default()
+        if getattr(self.ipython, "kernel", None) is not None:
+            self.session.on_idle_stop_kernel(self._stop_kernel)
         return self.session
+
+    def _stop_kernel(self) -> None:
+        """Nobody was here for long: end the record in order, then the kernel."""
+        from ipykernel.connect import get_connection_file
+
+        from wiseflow_nb.notebook._stop import stop_kernel
+
+        self.stop("idle shutdown")
+        stop_kernel(get_connection_file())
 
     def stop(self, reason: str) -> bool:
         """Close the dashboards and the session; return whether there was one."""

@@ -1,28 +1,82 @@
-"""The worker threads of a pool: hired when there is work for them, released when they are too many."""
+"""The worker threads of a pool: hired when there is work for them, released when they are too many.
+
+Everything here happens behind one lock, held for a few steps at a time and never while code of the
+user's runs. It is re-entrant, because the garbage collector may run a finaliser anywhere: one that
+submits or cancels finds the lock its own, not a deadlock.
+
+An idle worker sleeps on a lock of its own, its bell, and is listed last in, first out, so that the
+same few stay warm. A submit rings at most one bell, and none while a worker that was called has not
+looked yet; whoever takes work and leaves some calls the next. So a burst does not wake everybody,
+and no work is left lying while a worker sleeps.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
 from concurrent.futures.thread import BrokenThreadPool
 from dataclasses import replace
 from typing import Any
 
-from wiseflow_nb.clock import Clock
-from wiseflow_nb.futures import settle
+from wiseflow_nb.clock import Clock, SystemClock
+from wiseflow_nb.context import _current
+from wiseflow_nb.errors import PoolClosedError, TaskCancelledError
+from wiseflow_nb.pool._deques import DequeQueue
 from wiseflow_nb.pool._exit import join_at_exit
-from wiseflow_nb.pool._queue import ClassQueue
-from wiseflow_nb.pool._work import PoolFuture, PoolRecord, PoolStats, Work, logger, run_work
+from wiseflow_nb.pool._future import PoolFuture
+from wiseflow_nb.pool._work import PoolRecord, PoolStats, logger, run_cleanups, told
+from wiseflow_nb.records import Priority
 
 #: Records of finished work that are kept; the oldest are dropped.
 RECORDS_KEPT = 10_000
 
+#: After so many yields to the holder of the lock, queue for it: it may be off the processor.
+YIELDS = 1_000
+
+#: number, name, class, state, submitted (epoch), queue, wall and CPU seconds, error, cleanup failures
+Row = tuple[int, str, Priority, str, float, float, float, float, str, int]
+
+
+def take(lock: threading.RLock) -> None:
+    """Acquire a lock that is held for a few steps at a time, without queueing for it.
+
+    Whoever queues for a lock owns it from its release on, but cannot run before it has the
+    interpreter as well; the other finds the lock taken, queues in turn, and from then on each step
+    costs a change of threads. Giving the interpreter to the holder instead ends that at once.
+    """
+    for _ in range(YIELDS):
+        time.sleep(0)
+        if lock.acquire(False):
+            return
+    lock.acquire()
+
+
+class Worker:
+    """One thread of a crew, and what it is at."""
+
+    __slots__ = ("bell", "cpu_mark", "dismissed", "fresh", "started", "thread", "work")
+
+    def __init__(self) -> None:
+        self.thread: threading.Thread
+        self.work: PoolFuture[Any] | None = None
+        self.started = 0.0
+        #: Whether it has not looked for work yet.
+        self.fresh = True
+        #: The thread's CPU time in ns when it was last read, or -1 if other code has run since.
+        self.cpu_mark = -1
+        #: Whether it is to end as soon as nothing is left to do.
+        self.dismissed = False
+        self.bell = threading.Lock()
+        self.bell.acquire()
+
 
 class Crew:
-    """The threads, their queue and the book of what they did, all behind one lock."""
+    """The threads, their queue and the book of what they did."""
 
     def __init__(
         self,
@@ -33,84 +87,185 @@ class Crew:
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
     ) -> None:
-        self._clock = clock
+        # A call saved on each of three readings a task.
+        system = type(clock) is SystemClock
+        self.monotonic = time.monotonic if system else clock.monotonic
+        self._epoch = time.time if system else clock.time
         self._prefix = prefix
         self._initializer, self._initargs = initializer, initargs
-        self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)
-        self._queue: ClassQueue[Work] = ClassQueue()
-        self._workers: set[threading.Thread] = set()
-        self._running: dict[int, Work] = {}
-        self._blocked: dict[int, int] = {}
-        self._idle = 0
-        self._numbers = 0
-        self._spawned = 0
-        self._min_workers = low
-        # The name that dask looks for when it is handed an executor.
-        self._max_workers = high
-        self._target = high
-        self._reason = "as many as the bounds allow"
+        self.lock = threading.RLock()
+        self.queue: DequeQueue[PoolFuture[Any]] = DequeQueue()
+        self.min_workers = low
+        self.max_workers = high
+        self.target = high
+        self.reason = "as many as the bounds allow"
+        self.busy = 0
+        self._limit = high
+        self._blocked: dict[threading.Thread, int] = {}
+        self._workers: dict[threading.Thread, Worker] = {}
+        self._leaving: list[threading.Thread] = []
+        self._idle: list[Worker] = []
+        #: The worker whose bell was rung last, until it has looked.
+        self._called: Worker | None = None
+        self._starting = 0
+        self._hired = 0
         self._closed = False
         self._broken = ""
-        self._stats = PoolStats()
-        self._records: deque[PoolRecord] = deque(maxlen=RECORDS_KEPT)
+        self._owner: weakref.ref[Any] | None = None
+        self._numbers = 0
+        self._submitted = self._completed = self._failed = self._cancelled = self._cleanup_failures = 0
+        self._queue_seconds = self._wall_seconds = self._cpu_seconds = 0.0
+        self._records: deque[Row | PoolRecord] = deque(maxlen=RECORDS_KEPT)
 
-    def _close(self, *, cancel_queued: bool) -> None:
-        with self._lock:
-            self._closed = True
-            queued = self._queue.items() if cancel_queued else []
-            self._wake.notify_all()
-        for work in queued:
-            future = work.future
-            if future is not None:
-                future.cancel()
+    def owned_by(self, pool: Any) -> None:
+        """Close when ``pool`` is collected."""
+        self._owner = weakref.ref(pool, self._abandon)
 
-    def _join(self, deadline: float | None) -> None:
-        with self._lock:
-            workers = [item for item in self._workers if item is not threading.current_thread()]
-        for worker in workers:
-            worker.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    # -- queueing -----------------------------------------------------------------------------
 
-    # -- workers (the lock is held where a name says so by its caller) -----------------------
-
-    def _limit(self) -> int:
-        return self._target + len(self._blocked)
-
-    def _apply_size(self) -> None:
-        # A refusal to start a thread must not undo the change of size: the next submit tries again.
-        with contextlib.suppress(RuntimeError):
-            self._staff()
-        self._wake.notify_all()
-
-    def _staff(self) -> None:
-        # Idle workers that were woken and have not yet looked still count as idle, and each will
-        # take one item: so compare with the whole queue, not with the item just pushed.
-        self._wake.notify()
-        while len(self._queue) > self._idle and len(self._workers) < self._limit():
-            worker = threading.Thread(target=self._work_loop, name=f"{self._prefix}-{self._spawned}", daemon=True)
-            self._spawned += 1
-            self._idle += 1
-            self._workers.add(worker)
-            try:
-                worker.start()
-            except RuntimeError:
-                self._idle -= 1
-                self._workers.discard(worker)
-                if not self._workers:
+    def put(self, work: PoolFuture[Any]) -> None:
+        """Queue work, and see to it that a worker takes it."""
+        lock = self.lock
+        if not lock.acquire(False):
+            take(lock)
+        try:
+            if self._broken:
+                raise BrokenThreadPool(self._broken)
+            if self._closed:
+                raise PoolClosedError("the pool has been shut down; make a new ThreadPoolManager")
+            self._numbers = work._number = self._numbers + 1
+            work._submitted_seconds = self._epoch()
+            work._queued_at = self.monotonic()
+            self.queue.push(work)
+            self._submitted += 1
+            if self._idle or len(self._workers) < self._limit:
+                try:
+                    self._summon()
+                except RuntimeError:  # not one thread is to be had
+                    self.queue.discard(work)
+                    self._submitted -= 1
                     raise
-                logger.warning("no further thread could be started; the pool goes on with %d", len(self._workers))
-                return
+        finally:
+            lock.release()
+
+    def drop_queued(self, work: PoolFuture[Any]) -> bool:
+        """Mark queued work cancelled, the lock being held; return whether it was queued."""
+        if not self.queue.discard(work):
+            return False
+        work._state = CANCELLED_AND_NOTIFIED
+        self._cancelled += 1
+        self._records.append(_unstarted(work, "cancelled"))
+        return True
+
+    def _summon(self) -> None:
+        # The lock is held. Work that a called or starting worker will take needs no other.
+        if self._idle:
+            if self._called is None:
+                with contextlib.suppress(IndexError):  # an abandoned pool takes from the list unlocked
+                    self._called = worker = self._idle.pop()
+                    worker.bell.release()
+        elif len(self._workers) < self._limit:
+            expected = self._starting + (self._called is not None)
+            if self.queue.size > expected:
+                self._hire()
+
+    def _hire(self) -> None:
+        worker = Worker()
+        name = f"{self._prefix}-{self._hired}"
+        worker.thread = threading.Thread(target=self._work_loop, args=(worker,), name=name, daemon=True)
+        self._workers[worker.thread] = worker
+        self._starting += 1
+        self._hired += 1
+        self._leaving = [thread for thread in self._leaving if thread.is_alive()]
+        try:
+            worker.thread.start()
+        except RuntimeError:
+            self._starting -= 1
+            del self._workers[worker.thread]
+            if not self._workers:
+                raise
+            logger.warning("no further thread could be started; the pool goes on with %d", len(self._workers))
+        else:
             join_at_exit(self)
 
-    def _work_loop(self) -> None:
-        # Counted as idle by whoever started this thread, until it has looked at the queue.
+    # -- working ------------------------------------------------------------------------------
+
+    def _work_loop(self, me: Worker) -> None:
         if self._initializer is not None and not self._initialise():
             return
-        with self._lock:
-            self._idle -= 1
-        while (work := self._next()) is not None:
-            self._execute(work)
-            del work
+        work: PoolFuture[Any] | None = None
+        while True:
+            # While it waits for the next, nothing here holds the last.
+            if work is None:
+                work = self._next(me)
+                if work is None:
+                    return
+            work = self._run(me, work)
+
+    def _next(self, me: Worker) -> PoolFuture[Any] | None:
+        """Return what is to run next, or None when this worker is to end."""
+        lock = self.lock
+        if not lock.acquire(False):
+            take(lock)
+        try:
+            if me.fresh:
+                me.fresh = False
+                self._starting -= 1
+            me.cpu_mark = -1
+            while (work := self._claim(me)) is None:
+                surplus = me.dismissed or len(self._workers) > self._limit
+                if surplus or self._closed or self._broken or not self._wait(me):
+                    self._leave()
+                    break
+            return work
+        finally:
+            lock.release()
+
+    def _claim(self, me: Worker) -> PoolFuture[Any] | None:
+        # The lock is held.
+        if len(self._workers) > self._limit:
+            return None
+        now = self.monotonic()
+        work = self.queue.pop(now)
+        if work is not None:
+            work._state = RUNNING
+            me.work, me.started = work, now
+            self.busy += 1
+            if self.queue.size and (self._idle or len(self._workers) < self._limit):
+                self._summon_more()
+        return work
+
+    def _wait(self, me: Worker) -> bool:
+        # The lock is held, and given up while asleep. False if there is nothing to wait for.
+        self._idle.append(me)
+        # Listed, then a second look: an abandoned pool closes and rings without the lock.
+        if self._closed:
+            try:
+                self._idle.remove(me)
+            except ValueError:
+                pass  # the bell rings
+            else:
+                return False
+        self.lock.release()
+        try:
+            me.bell.acquire()
+        finally:
+            self.lock.acquire()
+        if self._called is me:
+            self._called = None
+        return True
+
+    def _summon_more(self) -> None:
+        # For a worker, which goes on with its own work if there is no thread to be had.
+        with contextlib.suppress(RuntimeError):
+            self._summon()
+
+    def _leave(self) -> None:
+        thread = threading.current_thread()
+        del self._workers[thread]
+        self._leaving.append(thread)
+        if self.queue.size:
+            self._summon_more()
 
     def _initialise(self) -> bool:
         assert self._initializer is not None
@@ -118,82 +273,262 @@ class Crew:
             self._initializer(*self._initargs)
         except BaseException:  # noqa: BLE001  user code: logged here, and every future says so
             logger.exception("the initializer of a worker failed; the pool is broken")
-            with self._lock:
-                self._idle -= 1
-                self._workers.discard(threading.current_thread())
-                self._broken = "the initializer of a worker raised an exception; mend it and make a new pool"
-                failed = self._queue.items()
-                for work in failed:
-                    self._queue.discard(work.key)
-                self._stats = replace(self._stats, failed=self._stats.failed + len(failed))
-                self._wake.notify_all()
+        else:
+            return True
+        with self.lock:
+            self._starting -= 1
+            self._broken = "the initializer of a worker raised an exception; mend it and make a new pool"
+            failed = self.queue.items()
             for work in failed:
-                future = work.future
-                work.release()
-                if future is not None and future.set_running_or_notify_cancel():
-                    settle(future, error=BrokenThreadPool(self._broken))
+                self.queue.discard(work)
+                work._state = RUNNING
+                self._failed += 1
+                self._records.append(_unstarted(work, "failed", f"BrokenThreadPool: {self._broken}"))
+            self._leave()
+            self._ring_all()
+        for work in failed:
+            work._release()
+            work._finish(None, BrokenThreadPool(self._broken))
+        return False
+
+    def _run(self, me: Worker, work: PoolFuture[Any]) -> PoolFuture[Any] | None:
+        """Run claimed work; return the next, already claimed, if nothing has to be done in between."""
+        fn, args, kwargs = work._fn, work._args, work._kwargs
+        assert fn is not None
+        value: Any = None
+        error: BaseException | None = None
+        # One reading a task: where nothing ran since the last task's end, that reading is this one's start.
+        cpu_before = me.cpu_mark if me.cpu_mark >= 0 else time.thread_time_ns()
+        _current.set(work)
+        try:
+            value = fn(*args) if kwargs is None else fn(*args, **kwargs)
+        except BaseException as caught:  # noqa: BLE001  user code: handed to the future and counted
+            # Without the entry of this frame, through which the error would hold the pool's workings.
+            error = caught
+            if error.__traceback__ is not None:
+                error.__traceback__ = error.__traceback__.tb_next
+        # Freeing its own arguments is the task's own cost.
+        del fn, args, kwargs
+        work._fn, work._args, work._kwargs = None, (), None
+        ended = self.monotonic()
+        cpu_after = time.thread_time_ns()
+        state, text, failures = "completed", "", 0
+        if error is not None:
+            state = "cancelled" if isinstance(error, TaskCancelledError) else "failed"
+            text = told(error)
+            failures = run_cleanups(work.task_context(), work._cleanup, work._name)
+        work._cleanup = None
+        queued = me.started - work._queued_at
+        wall = ended - me.started
+        cpu = (cpu_after - cpu_before) / 1e9
+        figures: Row = (
+            work._number,
+            work._name,
+            work._priority,
+            state,
+            work._submitted_seconds,
+            queued,
+            wall,
+            cpu,
+            text,
+            failures,
+        )
+        row: Row | PoolRecord = figures
+        context = work._context
+        if context is not None and context.remote is not None:
+            # Its code ran in another process: what that cost is what counts.
+            remote = context.remote
+            cpu, failures = remote.cpu_seconds, failures + len(remote.cleanup_failures)
+            row = replace(
+                _record(figures),
+                cpu_seconds=cpu,
+                cpu_source=remote.source,
+                cleanup_failures=failures,
+                memory_peak_bytes=remote.memory_peak_bytes,
+                memory_source=remote.memory_source,
+            )
+            cpu = cpu if cpu == cpu else 0.0
+        following = None
+        lock = self.lock
+        if not lock.acquire(False):
+            take(lock)
+        try:
+            # First the figures, then the result: who has the result finds the figures.
+            me.work = None
+            self.busy -= 1
+            self._records.append(row)
+            self._queue_seconds += queued
+            self._wall_seconds += wall
+            self._cpu_seconds += cpu
+            if failures:
+                self._cleanup_failures += failures
+            if error is None:
+                self._completed += 1
+            else:
+                if state == "failed":
+                    self._failed += 1
+                else:
+                    self._cancelled += 1
+            quiet = work._condition_made is None and not work._done_callbacks
+            if quiet:
+                work._result, work._exception = value, error
+                work._state = FINISHED
+                if value is None and error is None:
+                    # Nothing of the user's runs in between, not even the end of a dropped result.
+                    me.cpu_mark = cpu_after
+                    following = self._claim(me)
+        finally:
+            lock.release()
+        if following is not None:
+            return following
+        _current.set(None)
+        if not quiet:
+            try:
+                work._finish(value, error)
+            except BaseException:  # noqa: BLE001  user code: a callback must not take the worker along
+                logger.exception("a callback of %r failed", work)
+        # An error's traceback leads to the caller's frame, which is this one.
+        del work, value, error
+        return None
+
+    # -- size ---------------------------------------------------------------------------------
+
+    def set_size(self, low: int, high: int, target: int, reason: str) -> None:
+        """Set bounds and target, the lock being held."""
+        self.min_workers, self.max_workers, self.target, self.reason = low, high, target, reason
+        self._apply_limit()
+
+    def _apply_limit(self) -> None:
+        before, self._limit = self._limit, self.target + len(self._blocked)
+        if self._limit < before:
+            # Those who are too many and idle are to see it.
+            for _ in range(len(self._workers) - self._limit):
+                self._ring_one()
+        for _ in range(min(self.queue.size, self._limit - before)):
+            self._summon_more()
+
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Let one more worker run while this one waits; on any other thread, do nothing."""
+        me = threading.current_thread()
+        with self.lock:
+            mine = me in self._workers
+            if mine:
+                self._blocked[me] = self._blocked.get(me, 0) + 1
+                self._apply_limit()
+        try:
+            yield
+        finally:
+            if mine:
+                with self.lock:
+                    self._blocked[me] -= 1
+                    if not self._blocked[me]:
+                        del self._blocked[me]
+                    self._apply_limit()
+
+    def dismiss_idle(self) -> None:
+        """End the workers that have nothing to do; others are hired when there is work."""
+        with self.lock:
+            while self._ring_one(dismiss=True):
+                pass
+
+    def _ring_one(self, *, dismiss: bool = False) -> bool:
+        try:
+            worker = self._idle.pop()
+        except IndexError:
             return False
+        worker.dismissed = worker.dismissed or dismiss
+        worker.bell.release()
         return True
 
-    def _next(self) -> Work | None:
-        with self._lock:
-            while True:
-                if len(self._workers) > self._limit():
-                    break
-                work = self._queue.pop(self._clock.monotonic())
-                if work is not None:
-                    self._running[work.key] = work
-                    return work
-                if self._closed or self._broken:
-                    break
-                self._idle += 1
-                self._wake.wait()
-                self._idle -= 1
-            self._workers.discard(threading.current_thread())
-            # Whoever waits may have to see that one worker fewer is there.
-            self._wake.notify_all()
-            return None
+    def _ring_all(self) -> None:
+        while self._ring_one():
+            pass
 
-    def _execute(self, work: Work) -> None:
-        future = work.future
-        assert future is not None
-        if not future.set_running_or_notify_cancel():
-            # Cancelled after it left the queue: it never ran.
-            self._account(work, work.cancelled_record())
-            return
-        value, error, record = run_work(work, self._clock.monotonic, self._clock.time())
-        # First the figures, then the result: who has the result finds the figures.
-        self._account(work, record)
-        settle(future, value, error)
+    # -- looking ------------------------------------------------------------------------------
 
-    def _account(self, work: Work, record: PoolRecord) -> None:
-        with self._lock:
-            self._running.pop(work.key, None)
-            self._count(record)
-        work.release()
+    @property
+    def workers(self) -> int:
+        """How many threads there are."""
+        return len(self._workers)
 
-    def _count(self, record: PoolRecord) -> None:
-        self._records.append(record)
-        total = self._stats
-        ran = record.cpu_source != "unknown"
-        self._stats = replace(
-            total,
-            completed=total.completed + (record.state == "completed"),
-            failed=total.failed + (record.state == "failed"),
-            cancelled=total.cancelled + (record.state == "cancelled"),
-            queue_seconds=total.queue_seconds + (record.queue_seconds if ran else 0.0),
-            wall_seconds=total.wall_seconds + (record.wall_seconds if ran else 0.0),
-            cpu_seconds=total.cpu_seconds + (record.cpu_seconds if ran else 0.0),
-            cleanup_failures=total.cleanup_failures + record.cleanup_failures,
-        )
+    def stop_running(self, work: PoolFuture[Any], reason: str) -> bool:
+        """Ask running work to stop; return whether it was running."""
+        with self.lock:
+            if all(worker.work is not work for worker in self._workers.values()):
+                return False
+            return work.task_context().token.cancel(reason) or True
 
-    def _forget_queued(self, future: PoolFuture[Any]) -> None:
-        work = future._work
-        if work is None:
-            return
-        with self._lock:
-            if not self._queue.discard(work.key):
-                return  # a worker has it, and will see that it was cancelled
-            self._count(work.cancelled_record())
-        work.release()
-        future.set_running_or_notify_cancel()
+    def stats(self) -> PoolStats:
+        """The totals at this moment."""
+        with self.lock:
+            contexts = [worker.work._context for worker in self._workers.values() if worker.work is not None]
+            return PoolStats(
+                submitted=self._submitted,
+                completed=self._completed,
+                failed=self._failed,
+                cancelled=self._cancelled,
+                cancelling=sum(context is not None and context.cancelled for context in contexts),
+                queue_seconds=self._queue_seconds,
+                wall_seconds=self._wall_seconds,
+                cpu_seconds=self._cpu_seconds,
+                cleanup_failures=self._cleanup_failures,
+                queued=self.queue.size,
+                running=self.busy,
+            )
+
+    def records(self) -> list[PoolRecord]:
+        """The newest records, oldest first."""
+        with self.lock:
+            rows = list(self._records)
+        return [row if isinstance(row, PoolRecord) else _record(row) for row in rows]
+
+    # -- ending -------------------------------------------------------------------------------
+
+    def close(self, *, cancel_queued: bool) -> None:
+        """Take no more work; let what is queued run, or cancel it."""
+        with self.lock:
+            self._closed = True
+            queued = self.queue.items() if cancel_queued else []
+            self._ring_all()
+        for work in queued:
+            work.cancel()
+
+    def join(self, deadline: float | None) -> None:
+        """Wait for the workers, until ``deadline`` (``time.monotonic()`` seconds) if one is given."""
+        me = threading.current_thread()
+        while True:
+            with self.lock:
+                threads = [thread for thread in (*self._workers, *self._leaving) if thread is not me]
+                self._leaving = [thread for thread in self._leaving if thread.is_alive()]
+            if not any(thread.is_alive() for thread in threads):
+                return
+            for thread in threads:
+                thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if deadline is not None and time.monotonic() >= deadline:
+                return
+
+    def _abandon(self, _: object) -> None:
+        # The collector calls this, in any thread and at any step: so without the lock.
+        self._closed = True
+        self._ring_all()
+
+    def forget_threads(self) -> None:
+        """In a forked child: the threads stayed with the parent, and so did the work."""
+        self.lock = threading.RLock()
+        self.queue = DequeQueue()
+        self._workers, self._leaving, self._idle, self._blocked = {}, [], [], {}
+        self._called, self._starting, self.busy = None, 0, 0
+        self._limit = self.target
+
+
+def _unstarted(work: PoolFuture[Any], state: str, error: str = "") -> PoolRecord:
+    return PoolRecord(f"p{work._number}", work._name, work._priority, state, work._submitted_seconds, error=error)
+
+
+def _record(row: Row) -> PoolRecord:
+    number, name, priority, state, submitted, queued, wall, cpu, error, failures = row
+    started = submitted + queued
+    return PoolRecord(
+        f"p{number}", name, priority, state, submitted, started, queued, wall, cpu, "thread_time", error, failures
+    )

@@ -19,9 +19,14 @@ class PoolView(Executor):
     """An executor that submits to a pool with fixed options; it owns nothing and closes nothing."""
 
     def __init__(
-        self, pool: ThreadPoolManager, priority: Priority, name: str, cleanup: Callable[..., Any] | None
+        self,
+        pool: ThreadPoolManager,
+        priority: Priority,
+        name: str,
+        cleanup: Callable[..., Any] | None,
+        kind: str = "thread",
     ) -> None:
-        self._pool, self._priority, self._name, self._cleanup = pool, priority, name, cleanup
+        self._pool, self._priority, self._name, self._cleanup, self._kind = pool, priority, name, cleanup, kind
 
     @property
     def _max_workers(self) -> int:
@@ -29,6 +34,9 @@ class PoolView(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue ``fn(*args, **kwargs)`` with this view's options; return its future."""
+        if self._kind == "process":
+            run: Callable[..., T] = self._pool.processes.call(fn)
+            return self._pool._submit(run, args, kwargs, self._priority, self._name, self._cleanup)
         return self._pool._submit(fn, args, kwargs, self._priority, self._name, self._cleanup)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

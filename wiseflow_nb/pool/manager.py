@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from concurrent.futures.thread import BrokenThreadPool
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings
-from wiseflow_nb.errors import PoolClosedError, UsageError
+from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool._crew import Crew
+from wiseflow_nb.pool._future import PoolFuture
+from wiseflow_nb.pool._process import ProcessWorkers, check_kind
 from wiseflow_nb.pool._view import PoolView
-from wiseflow_nb.pool._work import PoolFuture, PoolStats, Work, records_frame
+from wiseflow_nb.pool._work import PoolStats, records_frame
 from wiseflow_nb.records import PoolStatus, Priority
 
 if TYPE_CHECKING:
@@ -23,9 +22,10 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_NORMAL = Priority.NORMAL
 
 
-class ThreadPoolManager(Crew, Executor):
+class ThreadPoolManager(Executor):
     """A thread pool with priorities, a live size, and figures per task.
 
     Parameters
@@ -46,7 +46,7 @@ class ThreadPoolManager(Crew, Executor):
     Notes
     -----
     Four classes of priority, first in first out within a class; queued work climbs one class per
-    30 s, up to HIGH. Workers are daemon threads; at the interpreter's end they are waited for 2 s.
+    30 s, up to HIGH. Workers are daemon threads; at the interpreter's end they are waited for 1.5 s.
 
     Raises
     ------
@@ -77,8 +77,11 @@ class ThreadPoolManager(Crew, Executor):
         _check_bounds(low, high)
         if initializer is not None and not callable(initializer):
             raise UsageError(f"initializer {initializer!r} cannot be called; give a function")
-        super().__init__(low, high, clock, thread_name_prefix, initializer, initargs)
+        self._crew = Crew(low, high, clock, thread_name_prefix, initializer, initargs)
+        self._crew.owned_by(self)
         self._listeners: list[Callable[[], None]] = []
+        #: What ``options(kind="process")`` runs in; nothing is started before the first such call.
+        self.processes = ProcessWorkers()
 
     # -- submitting -------------------------------------------------------------------------
 
@@ -90,7 +93,11 @@ class ThreadPoolManager(Crew, Executor):
         PoolClosedError
             After ``shutdown``.
         """
-        return self._submit(fn, args, kwargs, Priority.NORMAL, "", None)
+        # Not by way of _submit: a call saved where it counts.
+        crew = self._crew
+        future = PoolFuture(crew, fn, args, kwargs, _NORMAL, _label(fn), None)
+        crew.put(future)
+        return future
 
     def options(
         self,
@@ -98,6 +105,7 @@ class ThreadPoolManager(Crew, Executor):
         priority: Priority | str | int = Priority.NORMAL,
         name: str = "",
         cleanup: Callable[..., Any] | None = None,
+        kind: str = "thread",
     ) -> PoolView:
         """Return a light executor that submits here with these options.
 
@@ -110,11 +118,17 @@ class ThreadPoolManager(Crew, Executor):
         cleanup
             Called after work that failed or was cancelled while it ran; it is given the
             ``TaskContext`` if it has a required parameter.
+        kind
+            ``thread`` (default), or ``process``: each call has a worker process to itself while a
+            worker of this pool waits for it. CPU time and peak memory are then exact, a running
+            call can be stopped (``cancel_running``), and a crash is ``WorkerLostError`` for that
+            call alone. Functions made in a notebook, closures and lambdas work; what goes in and
+            comes back must pickle.
 
         Raises
         ------
         UsageError
-            If the priority is none of the four.
+            If the priority is none of the four, or the kind neither of the two.
 
         Examples
         --------
@@ -122,7 +136,7 @@ class ThreadPoolManager(Crew, Executor):
         ...     list(pool.options(priority="low").map(abs, [-1, -2]))
         [1, 2]
         """
-        return PoolView(self, _priority(priority), name, cleanup)
+        return PoolView(self, _priority(priority), name, cleanup, check_kind(kind))
 
     def _submit(
         self,
@@ -133,33 +147,8 @@ class ThreadPoolManager(Crew, Executor):
         name: str,
         cleanup: Callable[..., Any] | None,
     ) -> Future[T]:
-        future: PoolFuture[T] = PoolFuture(self)
-        label = name or getattr(fn, "__qualname__", type(fn).__name__)
-        with self._lock:
-            if self._broken:
-                raise BrokenThreadPool(self._broken)
-            if self._closed:
-                raise PoolClosedError("the pool has been shut down; make a new ThreadPoolManager")
-            self._numbers += 1
-            now = self._clock.monotonic()
-            work = Work(
-                self._numbers,
-                future,
-                (fn, args, kwargs),
-                name=label,
-                priority=priority,
-                cleanup=cleanup,
-                now=now,
-                epoch=self._clock.time(),
-            )
-            future._work = work
-            self._queue.push(work, work.key, priority, now)
-            try:
-                self._staff()
-            except RuntimeError:
-                self._queue.discard(work.key)
-                raise
-            self._stats = replace(self._stats, submitted=self._stats.submitted + 1)
+        future = PoolFuture(self._crew, fn, args, kwargs, priority, name or _label(fn), cleanup)
+        self._crew.put(future)
         return future
 
     # -- steering ---------------------------------------------------------------------------
@@ -167,29 +156,23 @@ class ThreadPoolManager(Crew, Executor):
     def reprioritise(self, future: Future[Any], priority: Priority | str | int) -> bool:
         """Change the class of queued work, keeping its age; return whether it was still queued."""
         wanted = _priority(priority)
-        work = getattr(future, "_work", None)
-        if not isinstance(work, Work):
+        crew = self._crew
+        if not isinstance(future, PoolFuture) or future._crew is not crew:
             return False
-        with self._lock:
-            if not self._queue.reprioritise(work.key, wanted, self._clock.monotonic()):
-                return False
-            work.priority = wanted
-            return True
+        with crew.lock:
+            return crew.queue.reprioritise(future, wanted)
 
     def cancel_running(self, future: Future[Any], reason: str = "cancelled") -> bool:
         """Ask running work to stop; return whether it was running.
 
-        A thread cannot be stopped from outside: the work's ``current_task().cancelled`` turns true,
-        and it keeps its worker until it returns.
+        The work's ``current_task().cancelled`` turns true. A thread cannot be stopped from outside:
+        it keeps its worker until it returns. In a process, ``TaskCancelledError`` is raised in the
+        code after 0.25 s, and after 0.5 s the process is killed with all that it started.
         """
-        work = getattr(future, "_work", None)
-        if not isinstance(work, Work):
+        crew = self._crew
+        if not isinstance(future, PoolFuture) or future._crew is not crew:
             return False
-        with self._lock:
-            if self._running.get(work.key) is not work:
-                return False
-            work.context.token.cancel(reason)
-            return True
+        return crew.stop_running(future, reason)
 
     def resize(self, workers: int, reason: str = "") -> int:
         """Set how many workers there should be; return what it became, within the bounds.
@@ -203,11 +186,11 @@ class ThreadPoolManager(Crew, Executor):
         """
         if workers < 1:
             raise UsageError(f"a pool of {workers} workers does no work; give at least 1")
-        with self._lock:
-            self._target = min(max(int(workers), self._min_workers), self._max_workers)
-            self._reason = reason or "set by resize"
-            self._apply_size()
-            target = self._target
+        crew = self._crew
+        with crew.lock:
+            low, high = crew.min_workers, crew.max_workers
+            target = min(max(int(workers), low), high)
+            crew.set_size(low, high, target, reason or "set by resize")
         self._tell_listeners()
         return target
 
@@ -220,86 +203,79 @@ class ThreadPoolManager(Crew, Executor):
             If the bounds do not fit; nothing was changed.
         """
         _check_bounds(min_workers, max_workers)
-        with self._lock:
-            wanted = max_workers if self._target == self._max_workers else self._target
-            self._min_workers, self._max_workers = min_workers, max_workers
-            self._target = min(max(wanted, min_workers), max_workers)
-            self._reason = f"brought within the bounds {min_workers}-{max_workers}"
-            self._apply_size()
+        crew = self._crew
+        with crew.lock:
+            wanted = max_workers if crew.target == crew.max_workers else crew.target
+            target = min(max(wanted, min_workers), max_workers)
+            crew.set_size(min_workers, max_workers, target, f"brought within the bounds {min_workers}-{max_workers}")
         self._tell_listeners()
 
-    @contextlib.contextmanager
-    def blocked(self) -> Iterator[None]:
+    def release(self) -> None:
+        """End the workers that have nothing to do; new ones start when there is work again."""
+        self._crew.dismiss_idle()
+
+    def blocked(self) -> AbstractContextManager[None]:
         """While a worker of this pool waits in this block for other work, one more worker may run.
 
         Called from any other thread it does nothing.
         """
-        me = threading.get_ident()
-        with self._lock:
-            mine = threading.current_thread() in self._workers
-            if mine:
-                self._blocked[me] = self._blocked.get(me, 0) + 1
-                self._apply_size()
-        try:
-            yield
-        finally:
-            if mine:
-                with self._lock:
-                    self._blocked[me] -= 1
-                    if not self._blocked[me]:
-                        del self._blocked[me]
-                    self._wake.notify_all()
+        return self._crew.blocked()
 
     # -- looking ----------------------------------------------------------------------------
 
     @property
     def pending(self) -> int:
         """How much work is queued or running."""
-        with self._lock:
-            return len(self._queue) + len(self._running)
+        crew = self._crew
+        with crew.lock:
+            return crew.queue.size + crew.busy
 
     @property
     def target(self) -> int:
         """How many workers there may be now, those made up for blocked ones not counted."""
-        return self._target
+        return self._crew.target
+
+    @property
+    def _max_workers(self) -> int:
+        # The name that dask looks for when it is handed an executor.
+        return self._crew.max_workers
 
     def status(self) -> PoolStatus:
         """The pool at this moment; ``workers`` are threads that are really there."""
-        with self._lock:
+        crew = self._crew
+        with crew.lock:
+            stats = crew.stats()
             return PoolStatus(
-                workers=len(self._workers),
-                busy=len(self._running),
-                queued=len(self._queue),
-                min_workers=self._min_workers,
-                max_workers=self._max_workers,
-                target=self._target,
-                reason=self._reason,
-                completed=self._stats.completed,
-                failed=self._stats.failed,
+                workers=crew.workers,
+                busy=stats.running,
+                queued=stats.queued,
+                min_workers=crew.min_workers,
+                max_workers=crew.max_workers,
+                target=crew.target,
+                reason=crew.reason,
+                completed=stats.completed,
+                failed=stats.failed,
             )
 
     def stats(self) -> PoolStats:
         """Totals since the pool was made."""
-        with self._lock:
-            asked = sum(work.context.cancelled for work in self._running.values())
-            return replace(self._stats, cancelling=asked)
+        return self._crew.stats()
 
     def records(self) -> pd.DataFrame:
         """One row per finished work, the newest 10,000: queue, wall and CPU seconds, exit state.
 
         Times are UTC. pandas is imported by the first call.
         """
-        with self._lock:
-            rows = list(self._records)
-        return records_frame(rows)
+        return records_frame(self._crew.records())
 
     # -- ending -----------------------------------------------------------------------------
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work; let queued work run, or cancel it; wait for the workers if asked."""
-        self._close(cancel_queued=cancel_futures)
+        self._crew.close(cancel_queued=cancel_futures)
         if wait:
-            self._join(None)
+            self._crew.join(None)
+        self.processes.close()
 
     def _add_listener(self, listener: Callable[[], None]) -> Callable[[], None]:
         self._listeners.append(listener)
@@ -315,6 +291,13 @@ class ThreadPoolManager(Crew, Executor):
             f"<ThreadPoolManager workers={status.workers} ({status.min_workers}-{status.max_workers}) "
             f"busy={status.busy} queued={status.queued}>"
         )
+
+
+def _label(fn: Callable[..., Any]) -> str:
+    try:
+        return fn.__qualname__
+    except AttributeError:
+        return type(fn).__name__
 
 
 def _priority(value: Priority | str | int) -> Priority:

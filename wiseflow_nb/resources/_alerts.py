@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from wiseflow_nb.quantities import duration, percent, size
+from wiseflow_nb.quantities import duration, shown
 from wiseflow_nb.records import NAN, AlertState, AlertTransition, AlertView, Sample, Severity
 from wiseflow_nb.resources._rules import AlertRule, columns_of
 from wiseflow_nb.resources._signals import Signals
@@ -227,6 +227,7 @@ class AlertEngine:
                 resolved_seconds=NAN,
                 message=status.message,
                 acknowledged=status.alert_id in self._acknowledged,
+                unit=rule.unit,
             )
             for key, rule in self._rules.items()
             if (status := self._status[key]).open
@@ -251,23 +252,6 @@ class AlertEngine:
 
 def _level(rule: AlertRule, severity: Severity) -> float:
     return rule.critical if severity is Severity.CRITICAL else rule.warning
-
-
-def shown(value: float, unit: str) -> str:
-    """A value as people read it.
-
-    Examples
-    --------
-    >>> shown(0.5, "ratio"), shown(95.0, "seconds"), shown(2e9, "bytes"), shown(3.0, "files")
-    ('50 %', '1 min 35 s', '2.0 GB', '3 files')
-    """
-    if math.isnan(value):
-        return "an unknown value"
-    if unit == "seconds":
-        return "no foreseeable time" if math.isinf(value) else duration(value)
-    if unit == "bytes":
-        return size(value)
-    return percent(value) if unit == "ratio" else f"{value:.4g} {unit}".rstrip()
 
 
 def _transition(
@@ -312,4 +296,5 @@ def _transition(
         time_seconds=wall,
         message=message,
         top_processes=top,
+        unit=rule.unit,
     )

@@ -39,7 +39,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What binds, and the directories where its usage is read; empty where the host binds."""
+    """What binds, and the directories where its usage is read; empty where no group binds."""
 
     limits: Limits
     memory_version: int = 0
@@ -48,6 +48,11 @@ class Bound:
     cpu_dir: str = ""
     cpuacct_dir: str = ""
     groups: Mapping[str, Group] = field(default_factory=dict)
+
+    @property
+    def cpu_is_counted(self) -> bool:
+        """Whether CPU time is counted at the very level that binds it."""
+        return bool(self.cpuacct_dir) or self.cpu_version == 2
 
 
 def locate(pid: int | str = "self", root: str = "/") -> dict[str, Group]:
@@ -117,10 +122,13 @@ def bound(
         if value < cores:
             cores, cpu_source, cpu_dir, cpu_version = value, f"cgroup{version}:{name}", directory, version
     if cpu_version == 1:
-        cpuacct_dir = _same_level(groups, cpu_dir)
-    for source, count in (("cpuset", _cpuset(groups)), ("affinity", affinity)):
-        if count and count < cores:
-            cores, cpu_source, cpu_dir, cpuacct_dir, cpu_version = float(count), source, "", "", 0
+        cpuacct_dir = _beside(groups, "cpu", cpu_dir, "cpuacct", "cpuacct.usage")
+    count, directory = _cpuset(groups)
+    if 0 < count < cores:
+        cores, cpu_source = float(count), "cpuset"
+        cpu_version, cpu_dir, cpuacct_dir = _counted_beside_cpuset(groups, directory)
+    if affinity and affinity < cores:
+        cores, cpu_source, cpu_dir, cpuacct_dir, cpu_version = float(affinity), "affinity", "", "", 0
     environ = os.environ if environ is None else environ
     if memory_source == "host" and (given := _number(environ.get("MEM_LIMIT", ""))) and given < memory:
         memory, memory_source = given, "environment:MEM_LIMIT"
@@ -192,24 +200,40 @@ def _cpu_limits(groups: Mapping[str, Group]) -> Iterator[tuple[int, str, str, fl
                 yield group.version, directory, name, allowed / per
 
 
-def _same_level(groups: Mapping[str, Group], cpu_dir: str) -> str:
-    """The cpuacct directory at the level of the cpu directory; empty where the trees differ."""
-    cpu, account = groups.get("cpu"), groups.get("cpuacct")
-    if cpu is None or account is None:
+def _beside(groups: Mapping[str, Group], of: str, directory: str, controller: str, file: str) -> str:
+    """The directory of another controller at the very level of ``directory``, if it has a file.
+
+    Empty where the process is not below it there: the trees of version 1 need not be alike.
+    """
+    group, other = groups.get(of), groups.get(controller)
+    if group is None or other is None:
         return ""
-    path = account.top + cpu_dir[len(cpu.top) :]
-    return path if os.path.isfile(os.path.join(path, "cpuacct.usage")) else ""
+    path = other.top + directory[len(group.top) :]
+    inside = other.path == path or other.path.startswith(path + os.sep)
+    return path if inside and os.path.isfile(os.path.join(path, file)) else ""
 
 
-def _cpuset(groups: Mapping[str, Group]) -> int:
+def _cpuset(groups: Mapping[str, Group]) -> tuple[int, str]:
+    """How many CPUs the process' set has, and the directory of the group that says so."""
     for group in (groups.get("cpuset"), groups.get("")):
         # Where the controller is not switched on for the group, its nearest ancestor's set holds.
         for directory, _ in group.ancestors() if group else ():
             for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
                 text = _read(os.path.join(directory, name))
                 if text:
-                    return count_cpus(text)
-    return 0
+                    return count_cpus(text), directory
+    return 0, ""
+
+
+def _counted_beside_cpuset(groups: Mapping[str, Group], directory: str) -> tuple[int, str, str]:
+    """(version, directory of ``cpu.stat``, directory of ``cpuacct.usage``) at the level of a CPU set.
+
+    Nothing where that level counts no CPU time: then only the process' own tree is known to be in it.
+    """
+    if "cpuset" in groups:
+        account = _beside(groups, "cpuset", directory, "cpuacct", "cpuacct.usage")
+        return (1, _beside(groups, "cpuset", directory, "cpu", "cpu.stat"), account) if account else (0, "", "")
+    return (2, directory, "") if os.path.isfile(os.path.join(directory, "cpu.stat")) else (0, "", "")
 
 
 def _hierarchical(directory: str) -> float:
@@ -248,7 +272,7 @@ def memory_place(found: Bound) -> tuple[int, str]:
 
 def cpu_place(found: Bound) -> tuple[int, str, str]:
     """(version, directory of ``cpu.stat``, directory of v1's ``cpuacct.usage``); see ``memory_place``."""
-    if found.cpu_dir:
+    if found.cpu_version:
         return found.cpu_version, found.cpu_dir, found.cpuacct_dir
     account, unified = found.groups.get("cpuacct"), found.groups.get("")
     if account is not None and _inner(account):
@@ -259,9 +283,45 @@ def cpu_place(found: Bound) -> tuple[int, str, str]:
     return 0, "", ""
 
 
+def kill_files(found: Bound) -> tuple[str, ...]:
+    """The files whose ``oom_kill`` lines add up to the kills at the level where memory is counted.
+
+    Version 2 counts those of all groups below. Version 1 counts each group's own: then they are those
+    of the process' group and of all between it and that level; sister groups stay out of sight.
+    """
+    version, directory = memory_place(found)
+    if version == 2:
+        names = [os.path.join(directory, "memory.events")]
+    elif version == 1:
+        names = []
+        for path, _ in found.groups["memory"].ancestors():
+            names.append(os.path.join(path, "memory.oom_control"))
+            if path == directory:
+                break
+    else:
+        names = []
+    return tuple(name for name in names if os.path.isfile(name))
+
+
+def pressure_dir(found: Bound) -> str:
+    """The process' own group, if the kernel keeps its pressure; else empty, and the host's is to be taken."""
+    group = found.groups.get("")
+    if group is None or not _inner(group) or not os.path.isfile(os.path.join(group.path, "cpu.pressure")):
+        return ""
+    return group.path
+
+
 def _inner(group: Group) -> bool:
-    """Whether a group is not the machine's own: the true root of v2 has no ``cgroup.events``."""
-    return group.path != group.top or os.path.isfile(os.path.join(group.path, "cgroup.events"))
+    """Whether a group is not the machine's own.
+
+    At the top of its mount, as a container with a namespace of its own sees itself, a file tells: the
+    machine's group has no ``cgroup.events`` (version 2), and alone has ``release_agent`` (version 1).
+    """
+    if group.path != group.top:
+        return True
+    if group.version == 2:
+        return os.path.isfile(os.path.join(group.path, "cgroup.events"))
+    return not os.path.exists(os.path.join(group.path, "release_agent"))
 
 
 def count_cpus(text: str) -> int:

@@ -1,4 +1,8 @@
-"""Fast reads of Linux' own files: descriptors are kept open and read again with ``pread``."""
+"""What Linux' own files say: bytes in, numbers out. No file is opened here.
+
+Everything is done on bytes, without patterns and with as few objects as will do: at one reading a
+second each of them is a walk through cold memory.
+"""
 
 from __future__ import annotations
 
@@ -8,134 +12,153 @@ from collections.abc import Iterable
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-SECTOR_BYTES = 512  # the unit of /proc/diskstats, whatever the device
-_SIZE = 65536
-#: Listings of many records (diskstats, net/dev) come a page at a time; less than this is the whole.
-_WHOLE = 3072
+SECTOR_BYTES = 512  # the unit of the block devices' counters, whatever the device
 
 
-class KeptFiles:
-    """Files that stay open between reads; opened anew after a fork or when one went away."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, int] = {}
-        self._pid = os.getpid()
-
-    def read(self, path: str, first: int = 0) -> str:
-        """Return a file's text, or only what one read of ``first`` bytes gives.
-
-        Raises
-        ------
-        OSError
-            If it cannot be read.
-        """
-        if self._pid != os.getpid():
-            # /proc/self of a kept descriptor is the parent's.
-            self.close()
-            self._pid = os.getpid()
-        fd = self._open.get(path)
-        if fd is None:
-            fd = self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        try:
-            data = os.pread(fd, first or _SIZE, 0)
-            if len(data) >= _WHOLE and not first:
-                while chunk := os.pread(fd, _SIZE, len(data)):
-                    data += chunk
-            return data.decode("ascii", "replace")
-        except OSError:
-            os.close(self._open.pop(path))
-            raise
-
-    def close(self) -> None:
-        """Close all."""
-        for fd in self._open.values():
-            os.close(fd)
-        self._open = {}
+def key(name: str) -> bytes:
+    """Return what ``value_of`` looks for; made once, not at each reading."""
+    return b"\n" + name.encode() + b" "
 
 
-def keyed(text: str, names: Iterable[str]) -> dict[str, float]:
-    """Return ``name value`` lines (``memory.stat``, ``cpu.stat``, ``/proc/meminfo``) as numbers."""
-    text = "\n" + text
-    found: dict[str, float] = {}
-    for name in names:
-        at = text.find(f"\n{name} ")
-        if at < 0:
-            at = text.find(f"\n{name}:")
-        if at >= 0:
-            start = at + len(name) + 2
-            found[name] = float(text[start : start + 40].split(None, 1)[0])
-    return found
+def value_of(data: bytes, wanted: bytes) -> float:
+    """Return the number in the line ``<name> <number>`` (``memory.stat``, ``cpu.stat``); NaN without it.
+
+    Examples
+    --------
+    >>> value_of(b"oom_kill_disable 0\\noom_kill 3\\n", key("oom_kill"))
+    3.0
+    """
+    at = data.find(wanted)
+    if at < 0:
+        if not data.startswith(wanted[1:]):
+            return math.nan
+        at = -1
+    start = at + len(wanted)
+    end = data.find(b"\n", start)
+    return float(data[start:end] if end >= 0 else data[start:])
 
 
-def pressure_seconds(text: str) -> float:
-    """Return the ``some`` total of a pressure file, in seconds."""
-    for line in text.splitlines():
-        if line.startswith("some"):
-            return float(line.rsplit("total=", 1)[1]) / 1e6
-    raise ValueError("a pressure file without a 'some' line")
+def memory_bytes(data: bytes) -> tuple[float, float, float]:
+    """Return total, available and used swap of ``meminfo``, in bytes.
+
+    Raises
+    ------
+    ValueError, IndexError
+        If it does not say them.
+    """
+    # The first lines are MemTotal, MemFree, MemAvailable; other kernels than today's may differ.
+    fields = data.split(None, 8)
+    if fields[6] != b"MemAvailable:":
+        fields[7] = data[data.index(b"MemAvailable:") :].split(None, 2)[1]
+    # SwapFree follows SwapTotal.
+    swap = data[data.index(b"SwapTotal:") :].split(None, 5)
+    return int(fields[1]) * 1024.0, int(fields[7]) * 1024.0, (int(swap[1]) - int(swap[4])) * 1024.0
 
 
-def disk_bytes(text: str, devices: frozenset[str]) -> tuple[float, float]:
-    """Sum bytes read and written over whole devices; NaN where none is known."""
-    if not devices:
-        return math.nan, math.nan
+def proportional_bytes(data: bytes) -> float:
+    """Return ``Pss`` of a ``smaps_rollup``, in bytes; 0.0 of a process without memory."""
+    return int(data[data.index(b"\nPss:") :].split(None, 2)[1]) * 1024.0 if data else 0.0
+
+
+def cpu_ticks(data: bytes) -> tuple[int, int, int, int]:
+    """Return ticks since boot of the whole machine: all, idle, waiting for a disk, stolen.
+
+    The first line of ``/proc/stat`` says them; time of guests is part of user time.
+    """
+    _, user, nice, system, idling, waiting, hard, soft, stolen, _ = data.split(None, 9)
+    iowait, steal = int(waiting), int(stolen)
+    idle = int(idling) + iowait
+    return int(user) + int(nice) + int(system) + idle + int(hard) + int(soft) + steal, idle, iowait, steal
+
+
+def pressure_seconds(data: bytes) -> float:
+    """Return the ``some`` total of a pressure file, in seconds; its first line says it.
+
+    Raises
+    ------
+    ValueError
+        If it does not.
+    """
+    start = data.index(b"total=") + 6
+    if not data.startswith(b"some"):
+        raise ValueError("a pressure file that does not begin with 'some'")
+    return int(data[start : data.index(b"\n", start)]) / 1e6
+
+
+def device_bytes(data: bytes) -> tuple[int, int]:
+    """Return bytes read and written of one ``/sys/block/<device>/stat``."""
+    fields = data.split(None, 7)
+    return int(fields[2]) * SECTOR_BYTES, int(fields[6]) * SECTOR_BYTES
+
+
+def disk_bytes(data: bytes, devices: Iterable[str]) -> tuple[int, int]:
+    """Return bytes read and written over some devices of ``/proc/diskstats``."""
+    wanted = {name.encode() for name in devices}
     read = written = 0
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) >= 10 and fields[2] in devices:
+    for line in data.splitlines():
+        fields = line.split(None, 10)
+        if len(fields) > 9 and fields[2] in wanted:
             read += int(fields[5])
             written += int(fields[9])
-    return float(read * SECTOR_BYTES), float(written * SECTOR_BYTES)
+    return read * SECTOR_BYTES, written * SECTOR_BYTES
 
 
-def whole_devices(root: str = "/") -> frozenset[str]:
+def whole_devices(root: str = "/") -> tuple[str, ...]:
     """Devices that are neither partitions nor made of others (those would count twice)."""
     try:
         names = os.listdir(os.path.join(root, "sys/block"))
     except OSError:
-        return frozenset()
-    return frozenset(name for name in names if not name.startswith(("loop", "ram", "dm-", "md", "zram")))
+        return ()
+    return tuple(sorted(name for name in names if not name.startswith(("loop", "ram", "dm-", "md", "zram"))))
 
 
-def network_bytes(text: str) -> tuple[float, float]:
-    """Sum bytes received and sent over all interfaces but the loopback."""
-    received = sent = 0
-    for line in text.splitlines()[2:]:
-        name, _, rest = line.partition(":")
-        fields = rest.split()
-        if len(fields) >= 9 and name.strip() != "lo":
-            received += int(fields[0])
-            sent += int(fields[8])
-    return float(received), float(sent)
-
-
-def children(pid: int, root: str = "/") -> list[int]:
-    """The direct children of a process, over all its threads.
+def network_bytes(data: bytes) -> tuple[float, float]:
+    """Return bytes received and sent over all interfaces of ``net/dev`` but the loopback.
 
     Raises
     ------
-    OSError
-        If the process is gone or the kernel does not offer the file.
+    ValueError
+        If it is no table of a name and sixteen numbers a line.
     """
-    base = os.path.join(root, "proc", str(pid), "task")
-    found: list[int] = []
-    for thread in os.listdir(base):
-        try:
-            with open(f"{base}/{thread}/children", "rb") as stream:
-                found.extend(int(item) for item in stream.read().split())
-        except (FileNotFoundError, ProcessLookupError):
-            if thread == str(pid):
-                raise
-    return found
+    # Some kernels leave no blank after the name's colon.
+    fields = data[data.index(b"\n", data.index(b"\n") + 1) :].replace(b":", b" ").split()
+    if len(fields) % 17:
+        raise ValueError("a table of interfaces that is not understood")
+    received = sent = 0
+    for name, came, went in zip(fields[::17], fields[1::17], fields[9::17], strict=True):
+        if name != b"lo":
+            received += int(came)
+            sent += int(went)
+    return float(received), float(sent)
 
 
-def process_stat(text: str) -> tuple[float, int, float, str]:
-    """Return (CPU seconds with those of reaped children, threads, resident bytes, state and start).
+#: What ``/proc/<pid>/stat`` says: parent, start time, whether it ended, ticks, threads, resident pages.
+#: A bare tuple: one is made for each process of a tree at each reading, and a class costs twice as much.
+Process = tuple[bytes, bytes, bool, int, int, int]
 
-    The last tells one process from a later one with the same number; it starts with ``Z`` when the
-    process has ended and waits for its parent.
+
+def process(data: bytes) -> Process:
+    """Return parent, start time, whether it ended, ticks, threads and resident pages of a process.
+
+    The start time tells it from a later one with the same number; the ticks are user and system time,
+    its own and that of reaped children.
+
+    Raises
+    ------
+    ValueError, IndexError
+        If it is no ``/proc/<pid>/stat``.
     """
-    fields = text[text.rindex(")") + 2 :].split()
+    # The name, in brackets, may hold anything; nothing after it holds a bracket.
+    fields = data[data.rindex(b")") + 2 :].split(b" ", 22)
     ticks = int(fields[11]) + int(fields[12]) + int(fields[13]) + int(fields[14])
-    mark = ("Z" if fields[0] in "ZX" else "") + fields[19]
-    return ticks / CLOCK_TICKS, int(fields[17]), float(int(fields[21]) * PAGE_BYTES), mark
+    return fields[1], fields[19], fields[0] in b"ZXx", ticks, int(fields[17]), int(fields[21])
+
+
+def numbers(data: bytes) -> tuple[int, ...]:
+    """Return the numbers of a list such as ``task/<tid>/children``."""
+    return tuple(map(int, data.split()))
+
+
+def resident_bytes(data: bytes) -> float:
+    """Return the second number of ``statm``, in bytes."""
+    return int(data.split(None, 2)[1]) * float(PAGE_BYTES)

@@ -1,13 +1,13 @@
-"""The only module that reads the operating system: one reading of everything, for any process.
+"""One reading of everything, for any process: the columns of a ``Sample``.
 
-Each part fills its own columns. A part that fails leaves NaN in them, says so once, and is tried
-again later and later; the rest goes on.
+The only door to the operating system. Each part fills its own columns; one that fails leaves NaN in
+them, says so once, and is tried again later and later; the rest goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,13 +15,20 @@ from collections.abc import Callable, Mapping
 import psutil
 
 from wiseflow_nb.records import NAN, EventRecord, Limits, Sample
-from wiseflow_nb.resources import _linux
-from wiseflow_nb.resources._limits import Bound, bound, cpu_place, memory_place
-from wiseflow_nb.resources._tree import ProcessTree
+from wiseflow_nb.resources._container import PRESSURES, Container
+from wiseflow_nb.resources._disk import Disk, Disks
+from wiseflow_nb.resources._files import KeptFiles
+from wiseflow_nb.resources._host import Host, LinuxHost
+from wiseflow_nb.resources._limits import Bound, bound
+from wiseflow_nb.resources._part import CHEAP_SECONDS, FAILURES, Part, Values
+from wiseflow_nb.resources._portable import PortableHost, PortableTree
+from wiseflow_nb.resources._tree import PSS_SECONDS, LinuxTree, Tree
 
-LIMITS_EVERY = 30
-LONGEST_BACKOFF = 64
-Values = dict[str, float]
+#: A container's limits can change while it runs: they are looked at again after so long.
+LIMITS_SECONDS = 30.0
+LINUX_FILES, PSUTIL = "linux files", "psutil"
+
+_UNKNOWN: Values = (NAN,)
 
 
 class Probe:
@@ -32,13 +39,25 @@ class Probe:
     pid
         The process whose tree and limits are read.
     disk_path
-        A path on the file system that is watched; may be set anew between readings.
+        A path on the file system that is watched, or several with ``os.pathsep`` between them: then
+        the columns are those of the fullest. May be set anew between readings.
     root
         Where ``/proc`` and ``/sys`` are; for tests.
     exclude_pids
         Processes that are not counted in the tree.
+    environ
+        Default ``os.environ``; see ``effective_limits``.
     portable
         Read through psutil only (what other systems than Linux always do).
+    timer
+        What parts' costs are measured with, in seconds; for tests.
+
+    Notes
+    -----
+    The two paths give the same figures within: nothing for sizes, limits, counts of processes, and
+    the counters of disks and network; 10 ms a process for CPU time; what the kernel counts lazily for
+    resident memory (32 pages a CPU and process, up to 6.1 MB on four CPUs). psutil has no figures of
+    the container; they come from its files on both paths.
 
     Examples
     --------
@@ -57,41 +76,93 @@ class Probe:
         exclude_pids: frozenset[int] = frozenset(),
         environ: Mapping[str, str] | None = None,
         portable: bool = False,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.pid = pid
         self.portable = portable or not os.path.isdir(os.path.join(root, "proc", "self"))
-        self.disk_path = disk_path
-        self._root, self._environ = root, environ
-        self._proc_path = os.path.join(root, "proc")
-        self._files = _linux.KeptFiles()
-        self._tree = ProcessTree(pid, root, exclude_pids, self.portable, self._files)
-        self._has_pressure = not self.portable and os.path.isdir(f"{self._proc_path}/pressure")
+        self._root, self._environ, self._timer = root, environ, timer
+        self._disks = Disks(disk_path, self.portable)
+        self._files = files = KeptFiles()
+        host: Host = PortableHost() if self.portable else LinuxHost(root, files)
+        tree: Tree = PortableTree(pid, exclude_pids) if self.portable else LinuxTree(pid, root, exclude_pids, files)
+        self._host, self._tree = host, tree
+        self._container = container = Container(root, files)
+        self._told: list[tuple[str, str]] = []
         self._events: list[EventRecord] = []
-        self._failures: dict[str, int] = {}
-        self._skip: dict[str, int] = {}
-        self._reads = 0
-        self._before: dict[str, float] = {}
-        self._look_again()
-        self._parts: tuple[tuple[str, Callable[[Values], None]], ...] = (
-            ("host memory", self._host_memory),
-            ("host cpu", self._host_cpu),
-            ("load", self._load),
-            ("pressure", self._pressure),
-            ("processes", self._tree.read),
-            ("descriptors", self._tree.descriptors),
-            ("proportional memory", self._tree.pss),
-            ("container memory", self._container_memory),
-            ("container cpu", self._container_cpu),
-            ("disk space", self._disk_space),
-            ("disk counters", self._disk_counters),
-            ("network counters", self._network),
-            ("recorder", self._own_cost),
+        self._host_before: tuple[float, float, float, float] | None = None
+        self._cpu_before: tuple[float, float] | None = None
+        # In the watched process itself its CPU time is not the recorder's.
+        self._in_kernel = pid == os.getpid()
+        self._own_cpu = 0.0
+        self._dear = False
+        self._seen = False
+        self._look_due = math.inf
+        self._bound = self._find_bound()
+        container.place(self._bound)
+        self._load = Part("load", ("system_load1",), host.load)
+        self._memory = Part(
+            "host memory",
+            ("system_memory_total_bytes", "system_memory_available_bytes", "system_swap_used_bytes"),
+            host.memory,
         )
+        self._cpu = Part(
+            "host cpu",
+            ("system_cpu_utilization_ratio", "system_cpu_iowait_ratio", "system_cpu_steal_ratio"),
+            self._host_cpu,
+        )
+        self._group_cpu = Part(
+            "container cpu",
+            ("container_cpu_seconds_total", "container_cpu_throttled_seconds_total"),
+            container.cpu,
+        )
+        self._group_memory = Part(
+            "container memory",
+            ("container_memory_usage_bytes", "container_memory_oom_kills_total"),
+            container.memory,
+        )
+        self._pressure = Part(
+            "pressure",
+            tuple(f"pressure_{name}_waiting_seconds_total" for name in PRESSURES),
+            container.pressure,
+        )
+        self._disk = Part("disk counters", ("disk_read_bytes_total", "disk_written_bytes_total"), host.disk)
+        self._network = Part(
+            "network counters",
+            ("network_receive_bytes_total", "network_transmit_bytes_total"),
+            self._interfaces,
+        )
+        self._processes = Part(
+            "processes",
+            ("process_cpu_seconds_total", "process_memory_rss_bytes", "process_count", "process_threads"),
+            lambda: tree.read(host.newest_process),
+        )
+        self._pss = Part("proportional memory", ("process_memory_pss_bytes",), tree.pss, every=PSS_SECONDS)
+        self._fds = Part("descriptors", ("process_open_fds",), tree.descriptors)
+        self._recorder = Part("recorder", ("recorder_cpu_seconds_total", "recorder_memory_rss_bytes"), self._own_cost)
+
+    @property
+    def path(self) -> str:
+        """Which way the figures come: ``"linux files"`` or ``"psutil"``."""
+        return PSUTIL if self.portable else LINUX_FILES
 
     @property
     def limits(self) -> Limits:
         """The effective limits, as of the last look."""
         return self._bound.limits
+
+    @property
+    def disk_path(self) -> str:
+        """The watched path, or paths with ``os.pathsep`` between them."""
+        return self._disks.text
+
+    @disk_path.setter
+    def disk_path(self, text: str) -> None:
+        if text != self._disks.text:
+            self._disks = Disks(text, self.portable)
+
+    def disks(self) -> tuple[Disk, ...]:
+        """Each watched path's file system, as of the last reading; NaN before the first."""
+        return self._disks.records()
 
     def read(
         self,
@@ -103,77 +174,116 @@ class Probe:
         settings_revision: int = 0,
     ) -> Sample:
         """Return one reading; the first one, and one after a gap, has no rates."""
-        started = time.perf_counter()
-        if self._reads and self._reads % LIMITS_EVERY == 0:
-            self._look_again()
-        self._reads += 1
+        now, timer = monotonic_seconds, self._timer
+        started = timer()
+        # The parts are timed one by one when the last reading was dear as a whole.
+        dear = self._dear
+        own = time.thread_time() if self._in_kernel else 0.0
+        self._files.after_fork()
+        if now >= self._look_due or self._look_due == math.inf:
+            if self._look_due != math.inf:
+                self._look_again()
+            self._look_due = now + LIMITS_SECONDS
         if gap:
-            self._before.clear()
-        values: Values = {}
-        for name, part in self._parts:
-            self._guarded(name, part, values, time_seconds)
-        self._effective(values, monotonic_seconds)
-        values.update(
-            time_seconds=time_seconds,
-            monotonic_seconds=monotonic_seconds,
-            interval_seconds=interval_seconds,
-            gap=float(gap),
-            settings_revision=float(settings_revision),
-            sample_duration_seconds=time.perf_counter() - started,
+            self._host_before = self._cpu_before = None
+        tell = self._tell
+        # Before the processes: it names the newest one.
+        load = self._load.values(now, tell, timer, dear)
+        memory = self._memory.values(now, tell, timer, dear)
+        cpu = self._cpu.values(now, tell, timer, dear)
+        group_cpu = self._group_cpu.values(now, tell, timer, dear)
+        group_memory = self._group_memory.values(now, tell, timer, dear)
+        pressure = self._pressure.values(now, tell, timer, dear)
+        space = self._disks.values(now, tell, timer, dear)
+        disk = self._disk.values(now, tell, timer, dear)
+        cpu_seconds, resident, count, threads = self._processes.values(now, tell, timer, dear)
+        pss = fds = _UNKNOWN
+        self._seen = count == count
+        # Only of a process that was found: one that is hidden or over is told once.
+        if self._seen:
+            pss = self._pss.values(now, tell, timer, dear)
+            fds = self._fds.values(now, tell, timer, dear)
+        network = self._network.values(now, tell, timer, dear)
+        recorder = self._recorder.values(now, tell, timer, dear)
+        effective = self._effective(now, memory, cpu[0], group_cpu[0], cpu_seconds, resident)
+        if self._told:
+            self._events += [EventRecord(time_seconds, kind, message) for kind, message in self._told]
+            self._told = []
+        if self._in_kernel:
+            self._own_cpu += time.thread_time() - own
+        duration = timer() - started
+        self._dear = duration > CHEAP_SECONDS
+        # Groups of columns in the order of the schema.
+        return tuple.__new__(
+            Sample,
+            (
+                *(time_seconds, now, interval_seconds, float(gap), duration),
+                *effective,
+                *group_cpu,
+                *group_memory,
+                *cpu,
+                *memory,
+                *load,
+                *pressure,
+                *space,
+                *disk,
+                *network,
+                *(cpu_seconds, resident, *pss, count, threads, *fds),
+                *recorder,
+                float(settings_revision),
+            ),
         )
-        return Sample(**values)
 
     def take_events(self) -> list[EventRecord]:
-        """What failed or works again since the last call."""
+        """What failed, works again or is read less often since the last call."""
         taken, self._events = self._events, []
         return taken
 
     def top_processes(self, count: int = 3) -> tuple[tuple[int, str, float, float], ...]:
         """The largest processes of the tree: (pid, name, resident bytes, CPU seconds)."""
-        return self._tree.top(count)
+        found = []
+        for pid in self._tree.pids():
+            with contextlib.suppress(*FAILURES):
+                process = psutil.Process(pid)
+                cpu = process.cpu_times()
+                found.append((pid, process.name(), float(process.memory_info().rss), cpu.user + cpu.system))
+        return tuple(sorted(found, key=lambda item: -item[2])[:count])
 
     def close(self) -> None:
         """Close the kept files."""
         self._files.close()
 
-    def _guarded(self, name: str, part: Callable[[Values], None], values: Values, now: float) -> None:
-        if self._skip.get(name, 0) > 0:
-            self._skip[name] -= 1
-            return
-        try:
-            part(values)
-        except (OSError, ValueError, IndexError, KeyError, psutil.Error) as error:
-            failures = self._failures[name] = self._failures.get(name, 0) + 1
-            self._skip[name] = min(2 ** (failures - 1), LONGEST_BACKOFF)
-            if failures == 1:
-                self._events.append(EventRecord(now, "probe_failed", f"{name} cannot be read: {error}"))
-        else:
-            if self._failures.pop(name, 0):
-                self._events.append(EventRecord(now, "probe_recovered", f"{name} can be read again"))
+    def _tell(self, kind: str, message: str) -> None:
+        self._told.append((kind, message))
+        if kind == "probe_failed" and message.startswith("container"):
+            # Moved to another group, perhaps: at the next reading it is looked for.
+            self._look_due = -math.inf
 
     def _look_again(self) -> None:
-        """Find the limits and where usage is counted: a container's limits can change while it runs."""
-        if not self.portable:
-            self._devices = _linux.whole_devices(self._root)
-        if self._reads and not self._tree.alive:
+        """Find the limits anew, and where usage is counted."""
+        self._host.look_again()
+        if not self._tree.alive:
             return
         found = self._find_bound()
-        if self._reads and found == self._bound:
+        # Hidden from us all of a sudden: what bound us binds on, as far as we know.
+        if found == self._bound or (self._bound.groups and not found.groups):
             return
         # Counters of another level must not be compared with those of this one.
-        self._before.pop("effective cpu", None)
-        self._files.close()
-        self._bound: Bound = found
-        self._memory_at = memory_place(found)
-        self._cpu_at = cpu_place(found)
+        self._cpu_before = None
+        self._bound = found
+        self._container.place(found)
 
     def _find_bound(self) -> Bound:
         affinity = None
         if self._root == "/":
-            with contextlib.suppress(OSError, AttributeError, psutil.Error):
-                affinity = len(psutil.Process(self.pid).cpu_affinity() or ())
+            with contextlib.suppress(*FAILURES):
+                affinity = (
+                    len(os.sched_getaffinity(self.pid))
+                    if hasattr(os, "sched_getaffinity")
+                    else len(psutil.Process(self.pid).cpu_affinity() or ())
+                )
         return bound(
-            self.pid if os.path.isdir(f"{self._proc_path}/{self.pid}") else "self",
+            self.pid if os.path.isdir(os.path.join(self._root, "proc", str(self.pid))) else "self",
             self._root,
             self._environ,
             host_memory=float(psutil.virtual_memory().total) if self.portable else None,
@@ -181,172 +291,70 @@ class Probe:
             affinity=affinity,
         )
 
-    def _proc(self, name: str, first: int = 0) -> str:
-        return self._files.read(f"{self._proc_path}/{name}", first)
+    def _host_cpu(self) -> Values:
+        times, before = self._host.cpu(), self._host_before
+        elapsed = NAN if before is None else times[0] - before[0]
+        if before is None or elapsed <= 0:
+            # Two readings within one tick of the kernel's: the next one compares with the older.
+            self._host_before = before or times
+            return NAN, NAN, NAN
+        self._host_before = times
+        return (
+            _ratio(1.0 - (times[1] - before[1]) / elapsed),
+            _ratio((times[2] - before[2]) / elapsed),
+            _ratio((times[3] - before[3]) / elapsed),
+        )
 
-    # The parts.
-
-    def _host_memory(self, values: Values) -> None:
-        if self.portable:
-            memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-            total, available, used = float(memory.total), float(memory.available), float(swap.used)
-        else:
-            found = _linux.keyed(self._proc("meminfo"), ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree"))
-            total, available = found["MemTotal"] * 1024, found["MemAvailable"] * 1024
-            used = (found["SwapTotal"] - found["SwapFree"]) * 1024
-        values["system_memory_total_bytes"] = total
-        values["system_memory_available_bytes"] = available
-        values["system_swap_used_bytes"] = used
-
-    def _host_cpu(self, values: Values) -> None:
-        if self.portable:
-            times = psutil.cpu_times()
-            idle = times.idle + getattr(times, "iowait", 0.0)
-            iowait, steal = getattr(times, "iowait", NAN), getattr(times, "steal", NAN)
-            # guest time is part of user time.
-            total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        else:
-            ticks = [int(item) / _linux.CLOCK_TICKS for item in self._proc("stat", 1024).split("\n", 1)[0].split()[1:9]]
-            idle, iowait, steal, total = ticks[3] + ticks[4], ticks[4], ticks[7], sum(ticks)
-        elapsed = self._change("cpu total", total)
-        if elapsed > 0:
-            values["system_cpu_utilization_ratio"] = _ratio(1.0 - self._change("cpu idle", idle) / elapsed)
-            values["system_cpu_iowait_ratio"] = _ratio(self._change("cpu iowait", iowait) / elapsed)
-            values["system_cpu_steal_ratio"] = _ratio(self._change("cpu steal", steal) / elapsed)
-        else:
-            for name, value in (("cpu idle", idle), ("cpu iowait", iowait), ("cpu steal", steal)):
-                self._change(name, value)
-
-    def _load(self, values: Values) -> None:
-        values["system_load1"] = float(psutil.getloadavg()[0] if self.portable else self._proc("loadavg").split()[0])
-
-    def _pressure(self, values: Values) -> None:
-        if not self._has_pressure:
-            return
+    def _interfaces(self) -> Values:
         try:
-            for name in ("cpu", "memory", "io"):
-                text = self._proc(f"pressure/{name}")
-                values[f"pressure_{name}_waiting_seconds_total"] = _linux.pressure_seconds(text)
-        except OSError as error:
-            # Built in, but switched off at boot: not offered is not a failure.
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTSUP):
+            # Those of the process' own network; of ours, when it is over.
+            return self._host.network(self.pid if self._tree.alive else None)
+        except FileNotFoundError:
+            if self._seen:
                 raise
-            self._has_pressure = False
+            return NAN, NAN  # hidden as the process is, which was told
 
-    def _container_memory(self, values: Values) -> None:
-        version, directory = self._memory_at
-        if not directory:
-            return
-        if version == 2:
-            usage = float(self._files.read(f"{directory}/memory.current"))
-            cache = _linux.keyed(self._files.read(f"{directory}/memory.stat"), ("inactive_file",))["inactive_file"]
-            kills = _linux.keyed(self._files.read(f"{directory}/memory.events"), ("oom_kill",)).get("oom_kill", NAN)
-        else:
-            usage = float(self._files.read(f"{directory}/memory.usage_in_bytes"))
-            found = _linux.keyed(self._files.read(f"{directory}/memory.stat"), ("total_inactive_file", "inactive_file"))
-            cache = found.get("total_inactive_file", found.get("inactive_file", 0.0))
-            kills = _linux.keyed(self._files.read(f"{directory}/memory.oom_control"), ("oom_kill",)).get(
-                "oom_kill", NAN
-            )
-        values["container_memory_usage_bytes"] = usage
-        values["container_memory_oom_kills_total"] = kills
-        if self._bound.memory_dir:
-            values["memory_working_set_bytes"] = max(usage - cache, 0.0)
-
-    def _container_cpu(self, values: Values) -> None:
-        version, directory, account = self._cpu_at
-        if version == 1:
-            if account:
-                values["container_cpu_seconds_total"] = float(self._files.read(f"{account}/cpuacct.usage")) / 1e9
-            if directory:
-                found = _linux.keyed(self._files.read(f"{directory}/cpu.stat"), ("throttled_time",))
-                values["container_cpu_throttled_seconds_total"] = found.get("throttled_time", NAN) / 1e9
-        elif version == 2:
-            found = _linux.keyed(self._files.read(f"{directory}/cpu.stat"), ("usage_usec", "throttled_usec"))
-            values["container_cpu_seconds_total"] = found["usage_usec"] / 1e6
-            values["container_cpu_throttled_seconds_total"] = found.get("throttled_usec", NAN) / 1e6
-
-    def _disk_space(self, values: Values) -> None:
-        if hasattr(os, "statvfs") and not self.portable:
-            status = os.statvfs(self.disk_path)
-            size, avail = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
-            used = (status.f_blocks - status.f_bfree) * status.f_frsize
-        else:
-            usage = psutil.disk_usage(self.disk_path)
-            size, used, avail = usage.total, usage.used, usage.free
-        values["filesystem_size_bytes"] = float(size)
-        values["filesystem_avail_bytes"] = float(avail)
-        # As df does: what is reserved for root is neither used nor available.
-        values["filesystem_utilization_ratio"] = used / (used + avail) if used + avail else NAN
-
-    def _disk_counters(self, values: Values) -> None:
-        if self.portable:
-            counters = psutil.disk_io_counters()
-            if counters is None:
-                return
-            read, written = float(counters.read_bytes), float(counters.write_bytes)
-        else:
-            read, written = _linux.disk_bytes(self._proc("diskstats"), self._devices)
-        values["disk_read_bytes_total"] = read
-        values["disk_written_bytes_total"] = written
-
-    def _network(self, values: Values) -> None:
-        if self.portable:
-            counters = psutil.net_io_counters(pernic=True)
-            names = [name for name in counters if name != "lo" and not name.startswith("Loopback") and name != "lo0"]
-            received = float(sum(counters[name].bytes_recv for name in names))
-            sent = float(sum(counters[name].bytes_sent for name in names))
-        else:
-            received, sent = _linux.network_bytes(self._proc(f"{self.pid if self._tree.alive else 'self'}/net/dev"))
-        values["network_receive_bytes_total"] = received
-        values["network_transmit_bytes_total"] = sent
-
-    def _own_cost(self, values: Values) -> None:
-        values["recorder_cpu_seconds_total"] = time.process_time()
-        if self.portable:
-            values["recorder_memory_rss_bytes"] = float(psutil.Process().memory_info().rss)
-        else:
-            values["recorder_memory_rss_bytes"] = float(int(self._proc("self/statm").split()[1]) * _linux.PAGE_BYTES)
+    def _own_cost(self) -> Values:
+        """The recorder's CPU seconds and resident bytes; in the watched process itself, the sampling alone."""
+        if self._in_kernel:
+            return self._own_cpu, NAN
+        return time.process_time(), self._host.own_memory()
 
     # What all of it amounts to.
 
-    def _effective(self, values: Values, now: float) -> None:
+    def _effective(
+        self, now: float, memory: Values, host_cpu: float, group_cpu: float, tree_cpu: float, resident: float
+    ) -> Values:
         """Compare each limit with the usage of the very level that it binds."""
-        found = self._bound
-        limit, source = found.limits.memory_limit_bytes, found.limits.memory_source
-        if source == "host":
-            total, available = (
-                values.get("system_memory_total_bytes", NAN),
-                values.get("system_memory_available_bytes", NAN),
-            )
-            values["memory_working_set_bytes"] = total - available
-        elif source.startswith("environment"):
-            values["memory_working_set_bytes"] = values.get("process_memory_rss_bytes", NAN)
-        used = values.get("memory_working_set_bytes", NAN)
-        values["memory_limit_bytes"] = limit
+        limits = self._bound.limits
+        cores, limit = limits.cpu_limit_cores, limits.memory_limit_bytes
+        if limits.cpu_source == "host":
+            utilization = host_cpu
+        else:
+            # Affinity and the environment bind this tree of processes; so does a group whose CPU time
+            # is counted elsewhere.
+            utilization = self._rate(group_cpu if self._bound.cpu_is_counted else tree_cpu, now) / cores
+        total, spare, _ = memory
+        if limits.memory_source == "host":
+            used = total - spare
+        elif limits.memory_source.startswith("environment"):
+            used = resident
+        else:
+            used = self._container.working_set
         # A group may be allowed more than the machine has left.
-        spare = values.get("system_memory_available_bytes", NAN)
-        values["memory_available_bytes"] = max(min(limit - used, spare), 0.0) if used == used else NAN
-        values["memory_utilization_ratio"] = used / limit
-        cores, source = found.limits.cpu_limit_cores, found.limits.cpu_source
-        values["cpu_limit_cores"] = cores
-        if source == "host":
-            values["cpu_utilization_ratio"] = values.get("system_cpu_utilization_ratio", NAN)
-            return
-        # Affinity, cpuset and the environment bind this tree of processes; so does a group of v1
-        # whose CPU time is counted elsewhere.
-        counted = source.startswith("cgroup") and (self._cpu_at[0] == 2 or self._cpu_at[2])
-        used = values.get("container_cpu_seconds_total" if counted else "process_cpu_seconds_total", NAN)
-        elapsed = self._change("effective time", now)
-        change = self._change("effective cpu", used)
-        if elapsed > 0 and change == change:
-            values["cpu_utilization_ratio"] = max(change, 0.0) / elapsed / cores
+        available = max(min(limit - used, spare if spare == spare else limit), 0.0) if used == used else NAN
+        if limit == math.inf:
+            return cores, utilization, NAN, used, spare, NAN
+        return cores, utilization, limit, used, available, used / limit
 
-    def _change(self, name: str, value: float) -> float:
-        """The change since the last reading; NaN at the first."""
-        before = self._before.get(name, NAN)
-        self._before[name] = value
-        return value - before
+    def _rate(self, used: float, now: float) -> float:
+        """CPU seconds a second since the last reading that had them; NaN at the first."""
+        if used != used:
+            return NAN
+        before, self._cpu_before = self._cpu_before, (now, used)
+        if before is None or now <= before[0]:
+            return NAN
+        return max(used - before[1], 0.0) / (now - before[0])
 
 
 def _ratio(value: float) -> float:

@@ -1,24 +1,52 @@
-"""The process tree: a process, its children and theirs, counted together."""
+"""The process tree, read from Linux' own files: a process, its children and theirs, counted together."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import time
+from collections.abc import Sequence
+from typing import Protocol
 
 import psutil
 
 from wiseflow_nb.records import NAN
 from wiseflow_nb.resources import _linux
+from wiseflow_nb.resources._files import KeptFiles
 
+#: PSS is read so seldom, and more seldom where it is dear: it costs 19 ms a mapped GB.
 PSS_SECONDS = 30.0
-#: The dear reading of PSS may take this share of the time at most.
-PSS_SHARE = 0.01
-_GONE = (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess)
+#: Even where nothing seems to have been started, the children are listed again after so many readings.
+LIST_EVERY = 10
+#: A tree that changes under us is read again, so often.
+PASSES = 3
+GONE = (FileNotFoundError, ProcessLookupError)
+
+#: (CPU seconds with those of reaped children, resident bytes, processes, threads).
+Totals = tuple[float, float, float, float]
 
 
-class ProcessTree:
-    """Read a process and all its descendants.
+class Tree(Protocol):
+    """What the probe needs of a process tree; see ``LinuxTree`` and ``PortableTree``."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def read(self, newest: int) -> Totals: ...
+
+    def descriptors(self) -> tuple[float]: ...
+
+    def pss(self) -> tuple[float]: ...
+
+    def pids(self) -> Sequence[int]: ...
+
+
+class LinuxTree:
+    """Read a process and all its descendants; ``/proc/<pid>/stat`` of each stays open.
+
+    Who is in the tree is looked up only where it can have changed: when the number of the newest
+    process (``/proc/loadavg`` names it) is another than at the last reading, or when a member ended
+    or got another parent. A number that is used again is noticed by the start time, and a kept
+    descriptor never shows the later process.
 
     Parameters
     ----------
@@ -28,123 +56,218 @@ class ProcessTree:
         Where ``/proc`` is; for tests.
     exclude
         Processes that are not counted, nor what they started.
-    portable
-        Read through psutil only.
     files
         The kept files.
     """
 
-    def __init__(self, pid: int, root: str, exclude: frozenset[int], portable: bool, files: _linux.KeptFiles) -> None:
-        self.pid = pid
-        self.alive = True
-        self.pids: list[int] = [pid]
-        self._proc = os.path.join(root, "proc")
-        self._stat = f"{self._proc}/{pid}/stat"
-        self._exclude, self._portable, self._files = exclude, portable, files
+    def __init__(self, pid: int, root: str, exclude: frozenset[int], files: KeptFiles) -> None:
+        self._pid = pid
+        self._root, self._proc = root, os.path.join(root, "proc")
+        self._exclude, self._files = exclude, files
+        self._alive = True
+        self._members: dict[int, _Member] = {pid: _Member(self._proc, pid)}
         # Some kernels and sandboxes do not offer the list of children.
-        self._listed = not portable and os.path.exists(f"{self._proc}/{pid}/task/{pid}/children")
-        self._mark = ""
-        self._pss, self._pss_due = NAN, 0.0
+        self._listed = os.path.exists(f"{self._proc}/{pid}/task/{pid}/children")
+        self._newest = self._listings_left = 0
+        self._fds = f"{self._proc}/{pid}/fd"
+        self._fds_are_counted = False
+        self._start = b""
+        # Known from the start: a process that ends before the first reading must not be taken for a later one.
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            self._start = self._look(self._members[pid])[1]
 
-    def read(self, values: dict[str, float]) -> None:
-        """Fill CPU, memory, threads and number of the tree's processes.
+    @property
+    def alive(self) -> bool:
+        """Whether the process at the top has not ended, as far as is known."""
+        return self._alive
+
+    def pids(self) -> Sequence[int]:
+        """The members, as of the last reading; none after the end."""
+        return list(self._members) if self._alive else []
+
+    def read(self, newest: int) -> Totals:
+        """Return the totals; ``newest`` is the number of the newest process, 0 if it is not known.
 
         Raises
         ------
         ProcessLookupError
             When the process at the top has ended, from then on: its number may be another's later.
+        OSError
+            If it cannot be seen.
         """
-        if self.alive:
+        if not self._alive:
+            raise ProcessLookupError(f"process {self._pid} has ended")
+        known = 0 < newest == self._newest and self._listings_left > 0
+        # Before it is read: what starts meanwhile has a newer number at the next reading.
+        self._newest = newest
+        self._listings_left = self._listings_left - 1 if known else LIST_EVERY
+        totals = self._sum() if known else None
+        left = PASSES
+        while totals is None:
+            left -= 1
+            # The listing and the counters are of one moment, or it is read again: the time of a child
+            # that ended in between would else be missing now and come back at the next reading.
+            totals = self._walk(final=left == 0)
+        return totals
+
+    def descriptors(self) -> tuple[float]:
+        """Return the open descriptors of the process at the top.
+
+        Newer kernels (6.2) tell their number as the directory's size, at a fifth of the cost of the
+        listing; trusted once it agreed with the listing.
+        """
+        counted = os.stat(self._fds).st_size
+        if self._fds_are_counted:
+            return (float(counted),)
+        # Our own listing holds the descriptor that lists.
+        listed = len(os.listdir(self._fds)) - (self._pid == os.getpid())
+        self._fds_are_counted = counted == listed
+        return (float(listed),)
+
+    def pss(self) -> tuple[float]:
+        """Return the tree's proportional memory; it costs 19 ms a mapped GB.
+
+        Raises
+        ------
+        PermissionError
+            If one of the processes does not show it: the sum would tell too little.
+        """
+        total = NAN
+        for pid in self.pids():
+            with contextlib.suppress(*GONE):
+                # Kernel threads and zombies have no memory, and an empty file or none.
+                with open(f"{self._proc}/{pid}/smaps_rollup", "rb") as stream:
+                    one = _linux.proportional_bytes(stream.read())
+                total = one if total != total else total + one
+        return (total,)
+
+    def _sum(self) -> Totals | None:
+        """The members' totals; None when the tree is not what it was."""
+        rows = []
+        parsed = self._files.parsed
+        try:
+            for member in self._members.values():
+                row = parsed(member.stat, _linux.process, 1024)
+                if row is not member.row:
+                    if row[:2] != member.row[:2]:  # parent and start
+                        return None
+                    member.row = row
+                rows.append(row)
+        except GONE:
+            return None
+        return None if rows[0][2] else _totals(rows)
+
+    def _walk(self, final: bool) -> Totals | None:
+        """List the tree and read it; None when it changed meanwhile, unless this is the final pass."""
+        before, found, rows, whole = self._members, {}, [], True
+        order = [self._pid] if self._listed else [self._pid, *self._descendants()]
+        for pid in order:
+            member = before.get(pid) or _Member(self._proc, pid)
             try:
-                self._read(values)
-            except _GONE:
-                self.alive = False
-        if not self.alive:
-            self.pids = []
-            raise ProcessLookupError(f"process {self.pid} has ended")
+                row = self._top(member) if pid == self._pid else self._look(member)
+                if row[1] != member.row[1]:
+                    member.close(self._files)  # another process by now
+                member.row = row
+                found[pid] = member
+                rows.append(row)
+                if self._listed:
+                    listed = member.children(self._files, row[4])
+                    order.extend(child for child in listed if child not in self._exclude and child not in order)
+            except (*GONE, PermissionError) as error:
+                if pid == self._pid:
+                    raise
+                # Another user's may be hidden from us.
+                whole = whole and isinstance(error, PermissionError)
+        for pid in before.keys() - found.keys():
+            before[pid].close(self._files)
+        self._members = found
+        return _totals(rows) if whole or final else None
 
-    def _read(self, values: dict[str, float]) -> None:
-        cpu, threads, rss = self._top()
-        self.pids = self._descendants()
-        for pid in self.pids[1:]:
-            try:
-                one = self._one(pid)
-            except (*_GONE, PermissionError, psutil.AccessDenied):
-                continue  # it ended between the listing and the look, or is another user's
-            cpu, threads, rss = cpu + one[0], threads + one[1], rss + one[2]
-        values["process_cpu_seconds_total"] = cpu
-        values["process_memory_rss_bytes"] = rss
-        values["process_count"] = float(len(self.pids))
-        values["process_threads"] = float(threads)
+    def _look(self, member: _Member) -> _linux.Process:
+        return self._files.parsed(member.stat, _linux.process, 1024)
 
-    def _top(self) -> tuple[float, int, float]:
-        if self._portable:
-            return self._one(self.pid)
-        cpu, threads, rss, mark = _linux.process_stat(self._files.read(self._stat))
-        self._mark = self._mark or mark
-        if mark != self._mark or mark.startswith("Z"):
-            raise ProcessLookupError(self.pid)
-        return cpu, threads, rss
-
-    def _one(self, pid: int) -> tuple[float, int, float]:
-        if not self._portable:
-            with open(f"{self._proc}/{pid}/stat", encoding="ascii", errors="replace") as stream:
-                return _linux.process_stat(stream.read())[:3]
-        process = psutil.Process(pid)
-        times = process.cpu_times()
-        reaped = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-        return times.user + times.system + reaped, process.num_threads(), float(process.memory_info().rss)
+    def _top(self, member: _Member) -> _linux.Process:
+        try:
+            row = self._look(member)
+            _, start, ended, _, _, _ = row
+            self._start = self._start or start
+            if start == self._start and not ended:
+                return row
+        except ProcessLookupError:
+            pass  # what a kept descriptor says of a process that ended
+        except FileNotFoundError:
+            # Ended, or /proc is hidden from us.
+            if self._root != "/" or psutil.pid_exists(self._pid):
+                raise
+        self._alive = False
+        for one in self._members.values():
+            one.close(self._files)
+        raise ProcessLookupError(f"process {self._pid} has ended")
 
     def _descendants(self) -> list[int]:
-        tree = [self.pid]
-        if not self._listed:
-            for process in psutil.Process(self.pid).children(recursive=True):
+        """All that descend from the process at the top, by way of psutil's look at every process."""
+        found = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self._pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     above = {process.pid, *(item.pid for item in process.parents())} if self._exclude else set()
                     if not above & self._exclude:
-                        tree.append(process.pid)
-            return tree
-        root = os.path.dirname(self._proc)
-        for pid in tree:
+                        found.append(process.pid)
+        return found
+
+
+_UNSEEN: _linux.Process = (b"", b"", False, 0, 0, 0)
+
+
+class _Member:
+    """One process of the tree, and the paths of what is read of it."""
+
+    __slots__ = ("_task", "_threads", "pid", "row", "stat")
+
+    def __init__(self, proc: str, pid: int) -> None:
+        self.pid = pid
+        self.stat = f"{proc}/{pid}/stat"
+        self.row = _UNSEEN
+        self._task = f"{proc}/{pid}/task"
+        self._threads: dict[str, str] = {}
+
+    def children(self, files: KeptFiles, threads: int) -> list[int]:
+        """The direct children, over all threads.
+
+        Raises
+        ------
+        FileNotFoundError, ProcessLookupError
+            If the process is gone.
+        """
+        own = str(self.pid)
+        # The only thread is the first one: it stays, if only as a zombie, until the last has ended.
+        names = [own] if threads == 1 else os.listdir(self._task)
+        for name in self._threads.keys() - set(names):
+            files.forget(self._threads.pop(name))
+        found: list[int] = []
+        for name in names:
+            path = self._threads.get(name)
+            if path is None:
+                path = self._threads[name] = f"{self._task}/{name}/children"
             try:
-                tree.extend(child for child in _linux.children(pid, root) if child not in self._exclude)
-            except _GONE:
-                if pid == self.pid:
+                found.extend(files.listing(path, _linux.numbers))
+            except GONE:
+                if name == own:
                     raise
-        return tree
+        return found
 
-    def descriptors(self, values: dict[str, float]) -> None:
-        """Fill the open descriptors of the process at the top."""
-        if not self.alive:
-            return
-        try:
-            if not self._portable:
-                values["process_open_fds"] = float(len(os.listdir(f"{self._proc}/{self.pid}/fd")))
-            elif hasattr(psutil.Process, "num_fds"):
-                values["process_open_fds"] = float(psutil.Process(self.pid).num_fds())
-        except _GONE:
-            return  # the reading of the process itself tells of its end
+    def close(self, files: KeptFiles) -> None:
+        """Close what is open of it."""
+        files.forget(self.stat)
+        for path in self._threads.values():
+            files.forget(path)
+        self._threads = {}
 
-    def pss(self, values: dict[str, float]) -> None:
-        """Fill the proportional memory, read on a slow cadence: it costs 19 ms a mapped GB."""
-        if self._portable or not self.alive:
-            return
-        now = time.monotonic()
-        if now >= self._pss_due:
-            total = 0.0
-            for pid in self.pids:
-                with contextlib.suppress(OSError), open(f"{self._proc}/{pid}/smaps_rollup", encoding="ascii") as stream:
-                    total += _linux.keyed(stream.read(), ("Pss",)).get("Pss", 0.0) * 1024
-            cost = time.monotonic() - now
-            self._pss, self._pss_due = total or NAN, now + max(PSS_SECONDS, cost / PSS_SHARE)
-        values["process_memory_pss_bytes"] = self._pss
 
-    def top(self, count: int) -> tuple[tuple[int, str, float, float], ...]:
-        """The largest processes: (pid, name, resident bytes, CPU seconds)."""
-        found = []
-        for pid in self.pids:
-            with contextlib.suppress(psutil.Error, OSError):
-                process = psutil.Process(pid)
-                cpu = process.cpu_times()
-                found.append((pid, process.name(), float(process.memory_info().rss), cpu.user + cpu.system))
-        return tuple(sorted(found, key=lambda item: -item[2])[:count])
+def _totals(rows: list[_linux.Process]) -> Totals:
+    ticks = pages = threads = 0
+    for _, _, _, spent, running, resident in rows:
+        ticks += spent
+        threads += running
+        pages += resident
+    return ticks / _linux.CLOCK_TICKS, float(pages * _linux.PAGE_BYTES), float(len(rows)), float(threads)

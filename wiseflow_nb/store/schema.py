@@ -50,6 +50,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "ALTER TABLE alerts ADD COLUMN silenced INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE alerts ADD COLUMN unit TEXT NOT NULL DEFAULT 'ratio'",
         # The kernel hands in again what a killed recorder may not have committed.
         "CREATE UNIQUE INDEX alerts_once ON alerts (alert_id, kind, time_seconds)",
     ),

@@ -160,9 +160,9 @@ class StoreWriter:
         self.begin()
         self._db.execute(
             "INSERT INTO alerts (alert_id, rule, resource, kind, from_state, to_state, severity, value, threshold, "
-            "peak, started_seconds, time_seconds, message, top_processes, silenced) "
+            "peak, started_seconds, time_seconds, message, top_processes, silenced, unit) "
             "SELECT alert_id, rule, resource, 'resolved', to_state, 'unknown', 'none', value, threshold, "
-            "peak, started_seconds, ?, rule || ' ended with the session', '[]', 0 "
+            "peak, started_seconds, ?, rule || ' ended with the session', '[]', 0, unit "
             "FROM alerts WHERE rowid IN (SELECT max(rowid) FROM alerts GROUP BY alert_id) AND kind != 'resolved'",
             (now,),
         )

@@ -7,40 +7,77 @@ import contextvars
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from wiseflow_nb.context import TaskContext
+from wiseflow_nb.errors import TaskTimeoutError
 from wiseflow_nb.futures import settle
 from wiseflow_nb.pool._work import wants_context
-from wiseflow_nb.tasks._loop import LoopThread, logger
+from wiseflow_nb.tasks._loop import TaskLoop, logger
+from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions
 
-#: What an asynchronous handler may take, in seconds; it is cancelled after that.
-BUDGET_SECONDS = 30.0
 
-Handler = Callable[[], Any]
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One call to make after an attempt; ``budget`` is seconds."""
+
+    call: Callable[[], Any]
+    name: str
+    budget: float = CLEANUP_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A handler of the manager's; ``always`` also after attempts that completed."""
+
+    fn: Callable[..., Any]
+    budget: float
+    always: bool
+
+
+def always(options: TaskOptions, shared: Sequence[Registered]) -> bool:
+    """Whether there is something to clean up after an attempt that completed."""
+    return options.cleanup_always or any(item.always for item in shared)
 
 
 def collect(
-    context: TaskContext, own: Callable[..., Any] | None, shared: Sequence[Callable[..., Any]]
+    context: TaskContext, options: TaskOptions, shared: Sequence[Registered], *, completed: bool
 ) -> list[Handler]:
     """The handlers of one attempt in the order in which they run."""
-    handlers: list[Handler] = [functools.partial(fn, *args, **kwargs) for fn, args, kwargs in context.take_cleanups()]
-    for handler in (*(() if own is None else (own,)), *reversed(shared)):
-        handlers.append(functools.partial(handler, context) if wants_context(handler) else handler)
+    handlers = []
+    for fn, args, kwargs in context.take_cleanups():
+        if not completed:
+            handlers.append(Handler(functools.partial(fn, *args, **kwargs), _name(fn)))
+    if options.cleanup is not None and (options.cleanup_always or not completed):
+        handlers.append(Handler(_call(options.cleanup, context), _name(options.cleanup), options.cleanup_budget))
+    for item in reversed(shared):
+        if item.always or not completed:
+            handlers.append(Handler(_call(item.fn, context), _name(item.fn), item.budget))
     return handlers
 
 
-def run_in_thread(handlers: Sequence[Handler], loop: LoopThread) -> list[str]:
-    """Run the handlers on this thread (asynchronous ones on the loop); return what failed."""
+def run_in_thread(
+    handlers: Sequence[Handler], loop: TaskLoop, watch: Callable[[Handler], Callable[[], None]]
+) -> list[str]:
+    """Run the handlers on this thread (asynchronous ones on the loop); return what failed.
+
+    ``watch`` is told before each plain handler and gives what to call after it: code on a thread
+    cannot be stopped, so whoever watches goes on without it when its budget is spent.
+    """
     failures: list[str] = []
     for handler in handlers:
+        done = watch(handler)
         try:
-            value = handler()
+            value = handler.call()
             if inspect.isawaitable(value):
-                loop.run(_within_budget(value), None)
+                loop.run(_within(handler.budget, value), None)
         except BaseException as error:  # noqa: BLE001  user code: returned to be recorded, logged here
             failures.append(_told(handler, error))
+        finally:
+            done()
     return failures
 
 
@@ -49,35 +86,44 @@ async def run_on_loop(handlers: Sequence[Handler]) -> list[str]:
     failures: list[str] = []
     for handler in handlers:
         try:
-            value = handler() if _is_async(handler) else await _in_own_thread(handler)
+            call = handler.call
+            if inspect.iscoroutinefunction(call):
+                await _within(handler.budget, call())
+                continue
+            value = await _within(handler.budget, _in_own_thread(call))
             if inspect.isawaitable(value):
-                await _within_budget(value)
+                await _within(handler.budget, value)
         except BaseException as error:  # noqa: BLE001  user code: returned to be recorded, logged here
             failures.append(_told(handler, error))
     return failures
 
 
-async def _within_budget(value: Any) -> Any:
+def over_budget(handler: Handler) -> str:
+    """What is recorded of a handler that did not return in time."""
+    logger.error("the cleanup handler %s is over its budget of %g s", handler.name, handler.budget)
+    return f"cleanup {handler.name} is over its {handler.budget:g} s and still runs"
+
+
+async def _within(budget: float, value: Awaitable[Any]) -> Any:
     async def wait() -> Any:
         return await value
 
-    return await asyncio.wait_for(wait(), BUDGET_SECONDS)
+    waited = asyncio.ensure_future(wait())
+    done, _ = await asyncio.wait([waited], timeout=budget)
+    if not done:
+        waited.cancel()
+        raise TaskTimeoutError(f"stopped: over its budget of {budget:g} s; give it more, or less to do")
+    return waited.result()
 
 
-def _is_async(handler: Handler) -> bool:
-    return inspect.iscoroutinefunction(handler)
-
-
-async def _in_own_thread(handler: Handler) -> Any:
+async def _in_own_thread(call: Callable[[], Any]) -> Any:
     # Not the pool: its workers may all be held by code that does not return.
-    from concurrent.futures import Future
-
     future: Future[Any] = Future()
     variables = contextvars.copy_context()
 
     def run() -> None:
         try:
-            value = variables.run(handler)
+            value = variables.run(call)
         except BaseException as error:  # noqa: BLE001  user code: handed to whoever awaits
             settle(future, error=error)
         else:
@@ -87,8 +133,14 @@ async def _in_own_thread(handler: Handler) -> Any:
     return await asyncio.wrap_future(future)
 
 
+def _call(handler: Callable[..., Any], context: TaskContext) -> Callable[[], Any]:
+    return functools.partial(handler, context) if wants_context(handler) else handler
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", None) or type(function).__name__
+
+
 def _told(handler: Handler, error: BaseException) -> str:
-    function = handler.func if isinstance(handler, functools.partial) else handler
-    name = getattr(function, "__qualname__", type(function).__name__)
-    logger.error("the cleanup handler %s failed", name, exc_info=error)
-    return f"cleanup {name} failed: {type(error).__name__}: {error}"
+    logger.error("the cleanup handler %s failed", handler.name, exc_info=error)
+    return f"cleanup {handler.name} failed: {type(error).__name__}: {error}"

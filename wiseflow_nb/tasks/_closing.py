@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.tasks._job import Effects
 from wiseflow_nb.tasks._lives import perform
 from wiseflow_nb.tasks._scheduler import Scheduler
@@ -19,6 +20,7 @@ def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> 
             _cancel_all(scheduler, effects, running=mode == "now")
         scheduler._dispatch(effects)
     perform(effects)
+    scheduler.loop.drive()
     clock = scheduler.clock
     clock.wait(scheduler.quiet, None if deadline is None else max(0.0, deadline - clock.monotonic()))
     if not scheduler.quiet.is_set():
@@ -29,6 +31,8 @@ def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> 
                 scheduler._abandon(job, effects)
         perform(effects)
     scheduler.stop_listening()
+    if not isinstance(scheduler.pool, ThreadPoolManager):
+        scheduler.processes.close()
     scheduler.timers.close()
     scheduler.loop.stop()
 

@@ -25,13 +25,19 @@ class Attempt:
 
     __slots__ = (
         "asked",
+        "asked_at",
         "context",
         "cpu_seconds",
         "cpu_source",
         "driver",
         "ended",
         "error",
+        "failures",
+        "memory_peak_bytes",
+        "memory_source",
         "number",
+        "output_tail",
+        "progress_at",
         "stop",
         "timer",
         "value",
@@ -46,11 +52,31 @@ class Attempt:
         self.driver: asyncio.Task[None] | None = None
         self.ended = False
         self.asked = False
+        #: Seconds since the epoch; NaN: never.
+        self.asked_at = NAN
+        self.progress_at = NAN
         self.value: Any = None
         self.error: BaseException | None = None
         self.wall_seconds = NAN
         self.cpu_seconds = NAN
         self.cpu_source = "unknown"
+        self.memory_peak_bytes = NAN
+        self.memory_source = "unknown"
+        self.output_tail = ""
+        #: What failed of the cleanup inside a process.
+        self.failures: tuple[str, ...] = ()
+
+    def take_remote(self) -> None:
+        """Take over what is known of code that ran in another process."""
+        remote = self.context.remote
+        if remote is None:
+            return
+        self.cpu_seconds, self.cpu_source = remote.cpu_seconds, remote.source
+        self.memory_peak_bytes, self.memory_source = remote.memory_peak_bytes, remote.memory_source
+        self.output_tail = remote.output_tail
+        self.failures = remote.cleanup_failures
+        # Here it may have been asked while its result was on the way.
+        self.asked = remote.asked
 
 
 class Job:
@@ -73,10 +99,13 @@ class Job:
         "ready_at",
         "record",
         "remaining",
+        "rerun",
         "retry_timer",
         "rng",
         "root_cause",
         "skipped",
+        "takers",
+        "takes",
         "task",
         "task_ref",
         "variables",
@@ -105,6 +134,11 @@ class Job:
         #: Own class, or the highest class of those that wait for this task.
         self.level: Priority = options.priority
         self.remaining = 0
+        #: Dependents that may still take the result, where it is not to be kept.
+        self.takers = 0
+        self.takes: list[Job] = []
+        #: Whether it was queued once more because its worker was lost.
+        self.rerun = False
         self.dependencies: list[Job] = []
         self.dependents: list[Job] = []
         self.waiters: list[Job] = []
@@ -128,6 +162,11 @@ class Job:
     @property
     def state(self) -> TaskState:
         return self.record.state
+
+    @property
+    def released(self) -> bool:
+        """Whether the task completed and its value was not kept for those that come late."""
+        return self.state is TaskState.COMPLETED and not self.options.keep_result
 
     @property
     def label(self) -> str:

@@ -15,6 +15,7 @@ from wiseflow_nb.clock import Clock
 from wiseflow_nb.records import TaskRecord, TaskState, TaskTransition
 from wiseflow_nb.tasks._job import Job
 from wiseflow_nb.tasks._machine import check_move
+from wiseflow_nb.tasks._stalled import UsualTimes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,7 @@ class Ledger:
         self.rev = 0
         self.seq = 0
         self.callback_failures = 0
+        self.usual = UsualTimes()
 
     def born(self, job: Job) -> None:
         """Enter a new task; its record tells the state it begins in."""
@@ -56,6 +58,8 @@ class Ledger:
         self.counts[source] -= 1
         self.counts[state] += 1
         self._write(job, source, state, reason, changes)
+        if state is TaskState.COMPLETED:
+            self.usual.add(job.record.name, job.record.wall_seconds)
         if state.terminal:
             self._finished.append(job.task_id)
             if len(self._finished) > self._kept:

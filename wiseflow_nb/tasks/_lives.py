@@ -19,9 +19,11 @@ from dataclasses import replace
 from typing import Any
 
 from wiseflow_nb.clock import Clock
-from wiseflow_nb.errors import TaskCancelledError, TaskSkippedError, TaskTimeoutError
+from wiseflow_nb.errors import TaskCancelledError, TaskSkippedError, TaskTimeoutError, WorkerLostError
 from wiseflow_nb.futures import settle
-from wiseflow_nb.records import Priority, TaskState
+from wiseflow_nb.records import Priority, TaskRecord, TaskState
+from wiseflow_nb.tasks import _cleanup, _output
+from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
 from wiseflow_nb.tasks._ledger import Ledger, OnChange
 from wiseflow_nb.tasks._machine import Stop, outcome
@@ -37,14 +39,21 @@ class Lives:
     """One lock, the book, the slots, the timers, and what follows when a task's code has ended."""
 
     def __init__(
-        self, *, clock: Clock, limit: int, thread_room: Callable[[], int], on_change: OnChange | None, id_prefix: str
+        self,
+        *,
+        clock: Clock,
+        limit: int,
+        thread_room: Callable[[], int],
+        admission: Admission,
+        on_change: OnChange | None,
+        id_prefix: str,
     ) -> None:
         self.lock = threading.Lock()
         self.clock = clock
         self.ledger = Ledger(clock, on_change)
-        self.slots = Slots(limit, thread_room)
+        self.slots = Slots(limit, thread_room, admission)
         self.timers = Timers(clock, "wiseflow-timer")
-        self.handlers: list[Callable[..., Any]] = []
+        self.handlers: list[_cleanup.Registered] = []
         self.cleanup_failures = 0
         self.closed = False
         self.retries_allowed = True
@@ -69,7 +78,7 @@ class Lives:
         with self.lock:
             attempt.ended = True
             state = self._verdict(job, attempt)
-            if state is not TaskState.COMPLETED or job.state.terminal:
+            if state is not TaskState.COMPLETED or job.state.terminal or _cleanup.always(job.options, self.handlers):
                 return True
             self._conclude(job, attempt, state, [], effects)
             self._dispatch(effects)
@@ -86,10 +95,28 @@ class Lives:
             self._dispatch(effects)
         perform(effects)
 
-    def cleanup_handlers(self) -> list[Callable[..., Any]]:
-        """The manager's own cleanup handlers, in order of registration."""
+    def cleanup_of(self, job: Job, attempt: Attempt) -> list[_cleanup.Handler]:
+        """What is to run now that an attempt's code has stopped."""
         with self.lock:
-            return list(self.handlers)
+            shared = list(self.handlers)
+            completed = self._verdict(job, attempt) is TaskState.COMPLETED
+        return _cleanup.collect(attempt.context, job.options, shared, completed=completed)
+
+    def watch_cleanup(self, job: Job, attempt: Attempt, handler: _cleanup.Handler) -> Callable[[], None]:
+        """Go on without a plain handler that is over its budget; call what is returned when it is done."""
+
+        def overdue() -> None:
+            self.attempt_ended(job, attempt, [_cleanup.over_budget(handler)])
+
+        return self.timers.at(self.clock.monotonic() + handler.budget, overdue).cancel
+
+    def running(self) -> list[tuple[TaskRecord, float, float]]:
+        """Running tasks, each with its last progress and when it was asked to stop; the lock is held."""
+        return [
+            (job.record, job.attempt.progress_at, job.attempt.asked_at)
+            for job in self.ledger.jobs.values()
+            if job.attempt is not None
+        ]
 
     def _verdict(self, job: Job, attempt: Attempt) -> TaskState:
         stop = attempt.stop if attempt.asked else Stop.NONE
@@ -99,10 +126,17 @@ class Lives:
         may_retry = (
             self.retries_allowed
             and attempt.stop not in (Stop.CANCEL, Stop.DEADLINE)
-            and attempt.number <= job.options.retry.times
+            and attempt.number - job.rerun <= job.options.retry.times
             and job.options.retry.covers(error)
         )
-        return outcome(stop, error, may_retry=may_retry)
+        may_rerun = (
+            self.retries_allowed
+            and job.options.idempotent is True
+            and not job.rerun
+            and attempt.stop is Stop.NONE
+            and isinstance(error, WorkerLostError)
+        )
+        return outcome(stop, error, may_retry=may_retry, may_rerun=may_rerun)
 
     def _conclude(self, job: Job, attempt: Attempt, state: TaskState, failures: list[str], effects: Effects) -> None:
         if job.attempt is not attempt or job.state.terminal:
@@ -124,11 +158,20 @@ class Lives:
             "wall_seconds": attempt.wall_seconds,
             "cpu_seconds": attempt.cpu_seconds,
             "cpu_source": attempt.cpu_source,
+            "memory_peak_bytes": attempt.memory_peak_bytes,
+            "memory_source": attempt.memory_source,
+            "output_tail": attempt.output_tail or attempt.context.output_tail,
             **described(error if state is not TaskState.CANCELLED else attempt.error),
         }
         told = "; ".join([*([reason] if reason else []), *failures])
+        if state is TaskState.PENDING:
+            job.rerun, job.ready_at = True, self.clock.monotonic()
+            told = "; ".join(["its worker process was lost, it runs once more", *failures])
+            self.ledger.move(job, state, told, ready_seconds=self.clock.time(), **changes)
+            self.slots.push(job)
+            return
         if state is TaskState.RETRY_WAIT:
-            delay = job.options.retry.delay(attempt.number, job.rng)
+            delay = job.options.retry.delay(attempt.number - job.rerun, job.rng)
             told = "; ".join([f"attempt {attempt.number} failed, the next in {delay:.3g} s", *failures])
             self.ledger.move(job, state, told, **changes)
             due = self.clock.monotonic() + delay
@@ -156,6 +199,9 @@ class Lives:
             for child in parent.dependents:
                 if child.state is not TaskState.WAITING:
                     continue
+                if not parent.options.keep_result:
+                    parent.takers += 1
+                    child.takes.append(parent)
                 if parent.state is TaskState.COMPLETED or child.options.trigger == "all_done":
                     child.remaining -= 1
                     if child.remaining == 0:
@@ -194,6 +240,11 @@ class Lives:
         for parent in job.dependencies:
             self._lower(parent, job.level)
         job.dependencies = []
+        for parent in job.takes:
+            parent.takers -= 1
+            if not parent.takers:
+                self._release(parent, effects)
+        job.takes = []
         if hasattr(job.fn, "close") and job.record.attempt == 0 and isinstance(job.fn, Coroutine):
             effects.append(job.fn.close)  # never started: nothing will await it
         if state is TaskState.COMPLETED:
@@ -210,12 +261,21 @@ class Lives:
         else:
             settle(task, value, None if state is TaskState.COMPLETED else error)
         with self.lock:
+            if state is TaskState.COMPLETED and not job.options.keep_result and not job.takers:
+                task._release()
             # From here the task itself holds it: an exception's traceback holds every frame's locals,
             # and the book would hold them as long as the record.
             job.root_cause = None
             self._unsettled -= 1
             if not self._unsettled:
                 self.quiet.set()
+                _output.end_routing()
+
+    def _release(self, job: Job, effects: Effects) -> None:
+        # The value of a task that is not to keep it: all that were to take it have ended.
+        task = job.task_ref()
+        if task is not None:
+            effects.append(task._release)
 
     def _make_ready(self, job: Job) -> None:
         job.ready_at = self.clock.monotonic()

@@ -9,9 +9,61 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any
+from typing import Any, Protocol
 
 logger = logging.getLogger("wiseflow_nb.tasks")
+
+
+class TaskLoop(Protocol):
+    """Where coroutines run: a thread of our own, a loop that runs already, or one that a test drives."""
+
+    @property
+    def current(self) -> bool:
+        """Whether the caller is inside this loop, so that blocking would stop it."""
+
+    def call(self, function: Callable[..., object], *args: Any) -> bool:
+        """Call a function on the loop soon; return False if the loop has stopped."""
+
+    def run(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
+        """Run a coroutine from another thread and return its result."""
+
+    def drive(self) -> None:
+        """Run what needs no waiting, where the caller is the one who runs the loop; else nothing."""
+
+    def stop(self) -> None:
+        """Let go of the loop."""
+
+
+class HostLoop:
+    """A loop that belongs to somebody else and runs already, as a kernel's does."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    @property
+    def current(self) -> bool:
+        """Whether the caller runs inside this loop."""
+        return asyncio._get_running_loop() is self._loop
+
+    def call(self, function: Callable[..., object], *args: Any) -> bool:
+        """Call a function on the loop soon; return False if the loop was closed."""
+        try:
+            self._loop.call_soon_threadsafe(function, *args, context=contextvars.Context())
+        except RuntimeError:
+            return False
+        return True
+
+    def run(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
+        """Run a coroutine from another thread and return its result; on a loop of its own if this one was closed."""
+        if self._loop.is_closed():
+            return asyncio.run(coroutine)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+
+    def drive(self) -> None:
+        """Nothing: it runs."""
+
+    def stop(self) -> None:
+        """Nothing: whose loop it is will stop it."""
 
 
 class LoopThread:
@@ -57,6 +109,9 @@ class LoopThread:
         except TimeoutError:
             future.cancel()
             raise
+
+    def drive(self) -> None:
+        """Nothing: it runs on its thread."""
 
     def stop(self, timeout: float | None = 2.0) -> None:
         """Cancel what is left, stop the loop, and wait for its thread."""

@@ -61,7 +61,7 @@ def is_cancel(error: BaseException | None) -> bool:
     return isinstance(error, (asyncio.CancelledError, CancelledError))
 
 
-def outcome(stop: Stop, error: BaseException | None, *, may_retry: bool) -> TaskState:
+def outcome(stop: Stop, error: BaseException | None, *, may_retry: bool, may_rerun: bool = False) -> TaskState:
     """Return what an attempt leads to whose code has ended.
 
     Parameters
@@ -72,6 +72,8 @@ def outcome(stop: Stop, error: BaseException | None, *, may_retry: bool) -> Task
         What the code raised, None if it returned.
     may_retry
         Whether attempts are left and the retry rule covers what happened.
+    may_rerun
+        Whether the worker was lost, and the task may be queued once more for that.
 
     Examples
     --------
@@ -88,4 +90,6 @@ def outcome(stop: Stop, error: BaseException | None, *, may_retry: bool) -> Task
         return _S.COMPLETED
     if is_cancel(error):
         return _S.CANCELLED
+    if may_rerun:
+        return _S.PENDING
     return _S.RETRY_WAIT if may_retry else _S.FAILED

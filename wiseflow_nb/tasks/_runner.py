@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import time
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,8 @@ class Runner:
         cpu_started = time.thread_time_ns()
         try:
             args, kwargs = _with_results(job)
-            attempt.value = job.fn(*args, **kwargs)
+            call = job.fn if job.record.kind != "process" else scheduler.processes.call(job.fn)
+            attempt.value = call(*args, **kwargs)
             del args, kwargs
             if inspect.iscoroutine(attempt.value):
                 attempt.value.close()
@@ -50,10 +52,13 @@ class Runner:
         attempt.asked = attempt.context.cancelled
         attempt.cpu_seconds = (time.thread_time_ns() - cpu_started) / 1e9
         attempt.cpu_source = "thread_time"
+        attempt.take_remote()
         attempt.wall_seconds = scheduler.clock.monotonic() - started
         if scheduler.code_ended(job, attempt):
-            handlers = _cleanup.collect(attempt.context, job.options.cleanup, scheduler.cleanup_handlers())
-            scheduler.attempt_ended(job, attempt, _cleanup.run_in_thread(handlers, scheduler.loop))
+            watch = functools.partial(scheduler.watch_cleanup, job, attempt)
+            handlers = scheduler.cleanup_of(job, attempt)
+            failures = _cleanup.run_in_thread(handlers, scheduler.loop, watch)
+            scheduler.attempt_ended(job, attempt, [*attempt.failures, *failures])
 
     def start_coroutine(self, job: Job, attempt: Attempt) -> None:
         """Begin a coroutine; called on the loop."""
@@ -89,7 +94,7 @@ class Runner:
         attempt.cpu_source = "coroutine_steps"
         attempt.wall_seconds = scheduler.clock.monotonic() - started
         if scheduler.code_ended(job, attempt):
-            handlers = _cleanup.collect(attempt.context, job.options.cleanup, scheduler.cleanup_handlers())
+            handlers = scheduler.cleanup_of(job, attempt)
             scheduler.attempt_ended(job, attempt, await _cleanup.run_on_loop(handlers))
 
 

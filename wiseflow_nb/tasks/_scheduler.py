@@ -26,15 +26,18 @@ from wiseflow_nb.errors import (
 )
 from wiseflow_nb.futures import settle
 from wiseflow_nb.pool import ThreadPoolManager
+from wiseflow_nb.pool._process import ProcessWorkers
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
-from wiseflow_nb.tasks import _waiting
+from wiseflow_nb.tasks import _output, _waiting
+from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
 from wiseflow_nb.tasks._ledger import OnChange
 from wiseflow_nb.tasks._lives import Lives, described, perform, short
-from wiseflow_nb.tasks._loop import LoopThread
+from wiseflow_nb.tasks._loop import TaskLoop
 from wiseflow_nb.tasks._machine import Stop
 from wiseflow_nb.tasks._options import TaskOptions
 from wiseflow_nb.tasks._runner import Runner
+from wiseflow_nb.tasks._timer import TimerHandle
 from wiseflow_nb.tasks.task import Task
 
 #: A pool of unknown size is taken to be as large as asked for.
@@ -44,12 +47,29 @@ UNBOUNDED = 1 << 30
 class Scheduler(Lives):
     """Everything a manager does, without its public face."""
 
-    def __init__(self, pool: Executor, *, clock: Clock, limit: int, on_change: OnChange | None, id_prefix: str) -> None:
+    def __init__(
+        self,
+        pool: Executor,
+        *,
+        clock: Clock,
+        loop: TaskLoop,
+        limit: int,
+        admission: Admission,
+        on_change: OnChange | None,
+        id_prefix: str,
+    ) -> None:
         super().__init__(
-            clock=clock, limit=limit, thread_room=self._thread_room, on_change=on_change, id_prefix=id_prefix
+            clock=clock,
+            limit=limit,
+            thread_room=self._thread_room,
+            admission=admission,
+            on_change=on_change,
+            id_prefix=id_prefix,
         )
         self.pool = pool
-        self.loop = LoopThread("wiseflow-tasks")
+        self.processes = pool.processes if isinstance(pool, ThreadPoolManager) else ProcessWorkers()
+        self.loop = loop
+        self._recheck: TimerHandle | None = None
         self.runner = Runner(self)
         self._unlisten = pool._add_listener(self.wake) if isinstance(pool, ThreadPoolManager) else None
 
@@ -94,7 +114,9 @@ class Scheduler(Lives):
             job = Job(self._numbers, record, options, call, task, variables)
             task._job = job
             self._unsettled += 1
-            self.quiet.clear()
+            if self.quiet.is_set():
+                self.quiet.clear()
+                _output.begin_routing()
             if record.state is TaskState.PENDING:
                 job.ready_at = now
                 job.record = replace(record, ready_seconds=record.created_seconds)
@@ -128,6 +150,10 @@ class Scheduler(Lives):
                 job = self.ledger.jobs.get(item)
             if job is None:
                 raise DependencyError(f"{task_id} -> {item}: there is no task {item!r}; give a Task or a known id")
+            if isinstance(item, Task) and job.released:
+                raise DependencyError(
+                    f"{task_id} -> {job.task_id}: its result was released (keep_result=False); submit this before it ends"
+                )
             parents[job.task_id] = job
         return list(parents.values())
 
@@ -158,6 +184,13 @@ class Scheduler(Lives):
                 effects.append(functools.partial(self.loop.call, self.runner.start_coroutine, job, attempt))
             else:
                 effects.append(functools.partial(self._send_ticket, job.level, effects))
+        if self.slots.hold_reason and self._recheck is None:
+            self._recheck = self.timers.at(self.clock.monotonic() + RECHECK_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        with self.lock:
+            self._recheck = None
+        self.wake()
 
     def _send_ticket(self, level: Priority, effects: Effects) -> None:
         # Called without the lock.
@@ -258,6 +291,7 @@ class Scheduler(Lives):
         """A running attempt tells how far it is."""
         with self.lock:
             if job.record.attempt == number and job.attempt is not None:
+                job.attempt.progress_at = self.clock.time()
                 self.ledger.touch(job, progress=fraction, progress_text=text)
 
     # -- cancel ------------------------------------------------------------------------------
@@ -284,6 +318,8 @@ class Scheduler(Lives):
 
     def _ask_to_stop(self, job: Job, attempt: Attempt, stop: Stop, reason: str, effects: Effects) -> None:
         attempt.stop = stop
+        if attempt.asked_at != attempt.asked_at:
+            attempt.asked_at = self.clock.time()
         if job.state is TaskState.RUNNING:
             self.ledger.move(job, TaskState.CANCELLING, reason)
         else:

@@ -8,27 +8,37 @@ is it decided which task runs: the one whose turn it is then. A task is RUNNING 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from wiseflow_nb.pool._queue import ClassQueue, aged
+from wiseflow_nb.records import Priority
+from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._job import Job
+
+Head = tuple[Priority, int, Job]
 
 
 class Slots:
     """At most ``limit`` tasks hold a slot; of them at most ``thread_room()`` are plain calls."""
 
-    def __init__(self, limit: int, thread_room: Callable[[], int]) -> None:
+    def __init__(self, limit: int, thread_room: Callable[[], int], admission: Admission) -> None:
         self.limit = limit
         self.paused = False
+        self.admission = admission
+        #: Why a ready task was not started though there was a slot; empty if none is held back.
+        self.hold_reason = ""
         self.tickets = 0
         self.held = 0
         self.threads_held = 0
         self._thread_room = thread_room
-        self._threads: ClassQueue[Job] = ClassQueue()
-        self._coroutines: ClassQueue[Job] = ClassQueue()
+        # Tasks that ask for memory have lanes of their own: one that is held back holds back those
+        # behind it that ask as well (else a large one would never get in), and nobody else.
+        self._coroutine_lanes: tuple[ClassQueue[Job], ...] = (ClassQueue(), ClassQueue())
+        self._thread_lanes: tuple[ClassQueue[Job], ...] = (ClassQueue(), ClassQueue())
         self._assigned: dict[int, Job] = {}
         self._returning: deque[Job] = deque()
+        self._reserve: Job | None = None
 
     @property
     def used(self) -> int:
@@ -38,11 +48,12 @@ class Slots:
     @property
     def ready_threads(self) -> int:
         """Plain calls that are ready and not yet handed to the pool."""
-        return len(self._threads)
+        return sum(len(lane) for lane in self._thread_lanes)
 
     def ready(self) -> list[Job]:
         """Every task that is ready to run, in no particular order."""
-        return [*self._threads.items(), *self._coroutines.items(), *self._assigned.values()]
+        lanes = (*self._thread_lanes, *self._coroutine_lanes)
+        return [*(job for lane in lanes for job in lane.items()), *self._assigned.values()]
 
     def push(self, job: Job) -> None:
         """Queue a task that has become ready."""
@@ -52,6 +63,8 @@ class Slots:
         """Forget a ready task."""
         if self._assigned.pop(job.number, None) is None:
             self._queue(job).discard(job.number)
+        else:
+            self.admission.withdraw(job.number)
 
     def reprioritise(self, job: Job, now: float) -> None:
         """Put a ready task in the place that its class gives it now."""
@@ -59,24 +72,26 @@ class Slots:
 
     def start_next(self, now: float) -> Job | None:
         """Take the next task if there is a slot: a coroutine to start, or a plain call to send a ticket for."""
+        self.hold_reason = ""
         if self.paused:
             return None
-        while self.tickets > len(self._assigned) and (spare := self._threads.pop(now)) is not None:
-            self._assigned[spare.number] = spare  # a ticket whose task was cancelled serves another
+        while self.tickets > len(self._assigned) and (spare := self._first(self._thread_lanes, now)) is not None:
+            self._queue(spare[2]).discard(spare[1])
+            self._assign(spare[2])  # a ticket whose task was cancelled serves another
         if self.used >= self.limit:
             return None
-        heads = [self._coroutines.peek(now)]
+        lanes = self._coroutine_lanes
         if self.threads_held + self.tickets < self._thread_room():
-            heads.append(self._threads.peek(now))
-        best = min((head for head in heads if head is not None), key=lambda head: (-head[0], head[1]), default=None)
+            lanes = (*lanes, *self._thread_lanes)
+        best = self._first(lanes, now)
         if best is None:
             return None
         job = best[2]
         self._queue(job).discard(job.number)
         if job.record.kind == "async":
-            self._hold(job)
+            self._start(job)
         else:
-            self._assigned[job.number] = job
+            self._assign(job)
             self.tickets += 1
         return job
 
@@ -88,18 +103,20 @@ class Slots:
         if self.paused or self.held >= self.limit:
             self._give_back(now)
             return None
-        head = self._threads.peek(now)
+        for held_back in [job for job in self._assigned.values() if not self._admitted(job)]:
+            self._unassign(held_back)
+        head = self._first(self._thread_lanes, now)
         mine = min(self._assigned.values(), key=lambda job: self._rank(job, now), default=None)
         if head is not None and (mine is None or (-head[0], head[1]) < self._rank(mine, now)):
             job = head[2]
-            self._threads.discard(job.number)
+            self._queue(job).discard(job.number)
             self._give_back(now)
         elif mine is not None:
             job = mine
             del self._assigned[job.number]
         else:
             return None
-        self._hold(job)
+        self._start(job)
         return job
 
     def release(self, job: Job) -> None:
@@ -134,7 +151,39 @@ class Slots:
         return given
 
     def _queue(self, job: Job) -> ClassQueue[Job]:
-        return self._coroutines if job.record.kind == "async" else self._threads
+        lanes = self._coroutine_lanes if job.record.kind == "async" else self._thread_lanes
+        return lanes[job.options.memory is not None]
+
+    def _first(self, lanes: Sequence[ClassQueue[Job]], now: float) -> Head | None:
+        found = []
+        for asks in (False, True):
+            heads = [head for lane in lanes[asks::2] if (head := lane.peek(now)) is not None]
+            best = min(heads, key=_turn, default=None)
+            if best is not None and self._admitted(best[2]):
+                found.append(best)
+        return min(found, key=_turn, default=None)
+
+    def _admitted(self, job: Job) -> bool:
+        if self.admission.idle:
+            return True
+        taken = self._reserve is not None and self._reserve.holds
+        reason = self.admission.reason(
+            job.number,
+            job.label,
+            job.level,
+            job.options.memory,
+            reserve_taken=taken and self._reserve is not job,
+        )
+        if reason:
+            self.hold_reason = reason
+        return not reason
+
+    def _start(self, job: Job) -> None:
+        self._hold(job)
+        if not self.admission.idle:
+            self.admission.promise(job.number, job.options.memory)
+            if self.admission.pressure() == "critical":
+                self._reserve = job
 
     def _hold(self, job: Job) -> None:
         job.holds = True
@@ -146,4 +195,17 @@ class Slots:
 
     def _give_back(self, now: float) -> None:
         while len(self._assigned) > self.tickets:
-            self.push(self._assigned.pop(max(self._assigned, key=lambda key: self._rank(self._assigned[key], now))))
+            self._unassign(max(self._assigned.values(), key=lambda job: self._rank(job, now)))
+
+    def _assign(self, job: Job) -> None:
+        self._assigned[job.number] = job
+        self.admission.promise(job.number, job.options.memory)
+
+    def _unassign(self, job: Job) -> None:
+        del self._assigned[job.number]
+        self.admission.withdraw(job.number)
+        self.push(job)
+
+
+def _turn(head: Head) -> tuple[int, int]:
+    return -head[0], head[1]

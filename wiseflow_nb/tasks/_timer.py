@@ -25,13 +25,15 @@ class TimerHandle:
 class Timers:
     """Calls functions at moments of a clock, on one daemon thread that starts with the first of them.
 
-    With ``threaded=False`` there is no thread: whoever moves the clock calls ``run_due``.
+    A clock that tells its listeners when it moves (a test's) needs no thread: what has come due is
+    called by whoever moves it.
     """
 
-    def __init__(self, clock: Clock, name: str, *, threaded: bool = True) -> None:
+    def __init__(self, clock: Clock, name: str) -> None:
         self._clock = clock
         self._name = name
-        self.threaded = threaded
+        listen = getattr(clock, "add_listener", None)
+        self._unlisten: Callable[[], None] | None = None if listen is None else listen(self.run_due)
         self._lock = threading.Lock()
         self._heap: list[tuple[float, int, TimerHandle]] = []
         self._order = itertools.count()
@@ -46,7 +48,7 @@ class Timers:
             if self._closed:
                 return handle
             heapq.heappush(self._heap, (due_seconds, next(self._order), handle))
-            if self.threaded and self._thread is None:
+            if self._unlisten is None and self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
             elif self._heap[0][2] is handle:
@@ -71,9 +73,12 @@ class Timers:
         """Forget everything planned and end the thread."""
         with self._lock:
             self._closed = True
+            unlisten, self._unlisten = self._unlisten, None
             self._heap.clear()
             thread = self._thread
             self._news.set()
+        if unlisten is not None:
+            unlisten()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 

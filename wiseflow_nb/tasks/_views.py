@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Iterable
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
+from wiseflow_nb.errors import UsageError
 from wiseflow_nb.tasks._options import TaskOptions
 from wiseflow_nb.tasks.task import Task
 
@@ -32,9 +34,80 @@ class TaskView:
         """Submit a call with this view's options; see ``TaskManager.submit``."""
         return self._manager._submit(fn, args, kwargs, self._options)
 
-    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any]) -> list[Task[Any]]:
-        """Submit ``fn`` once for each item (or tuple of items); return the tasks in order."""
-        return [self._manager._submit(fn, items, {}, self._options) for items in zip(*iterables, strict=False)]
+    @overload
+    def map(
+        self, fn: Callable[..., Any], /, *iterables: Iterable[Any], outstanding: None = None
+    ) -> list[Task[Any]]: ...
+    @overload
+    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], outstanding: int) -> TaskResults: ...
+    @overload
+    def map(
+        self, fn: Callable[..., Any], /, *iterables: Iterable[Any], outstanding: int | None
+    ) -> list[Task[Any]] | TaskResults: ...
+    def map(
+        self, fn: Callable[..., Any], /, *iterables: Iterable[Any], outstanding: int | None = None
+    ) -> list[Task[Any]] | TaskResults:
+        """Submit ``fn`` once for each item (or tuple of items); see ``TaskManager.map``."""
+        calls = zip(*iterables, strict=False)
+        if outstanding is None:
+            return [self._manager._submit(fn, items, {}, self._options) for items in calls]
+        if isinstance(outstanding, bool) or not isinstance(outstanding, int) or outstanding < 1:
+            raise UsageError(f"outstanding {outstanding!r} lets nothing run; give 1 or more, or None for all at once")
+        return TaskResults((self._manager._submit(fn, items, {}, self._options) for items in calls), outstanding)
+
+
+class TaskResults:
+    """The results of many tasks in order, submitted as they are taken; iterate with ``for`` or ``async for``.
+
+    A task that failed raises here when its turn comes; those after it can still be taken. ``close``
+    (or leaving the ``with`` block) cancels what is outstanding and submits no more.
+    """
+
+    def __init__(self, submitted: Iterator[Task[Any]], outstanding: int) -> None:
+        self._submitted = submitted
+        self._outstanding = outstanding
+        self._ahead: deque[Task[Any]] = deque()
+        self._fill()
+
+    def _fill(self) -> None:
+        while len(self._ahead) < self._outstanding and (task := next(self._submitted, None)) is not None:
+            self._ahead.append(task)
+
+    def __iter__(self) -> TaskResults:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._ahead:
+            raise StopIteration
+        task = self._ahead.popleft()
+        try:
+            return task.result()
+        finally:
+            self._fill()
+
+    def __aiter__(self) -> TaskResults:
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._ahead:
+            raise StopAsyncIteration
+        task = self._ahead.popleft()
+        try:
+            return await task
+        finally:
+            self._fill()
+
+    def close(self) -> None:
+        """Cancel what is outstanding and submit no more."""
+        self._submitted = iter(())
+        while self._ahead:
+            self._ahead.pop().cancel("its results are not wanted any more")
+
+    def __enter__(self) -> TaskResults:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class TaskFunction(Generic[P]):

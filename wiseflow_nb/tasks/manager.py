@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
@@ -14,14 +15,18 @@ from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import Priority, TaskRecord
+from wiseflow_nb.tasks._admission import Admission
+from wiseflow_nb.tasks._cleanup import Registered
 from wiseflow_nb.tasks._closing import MODES, close_scheduler
 from wiseflow_nb.tasks._graph import referenced, swapped
 from wiseflow_nb.tasks._job import Job
 from wiseflow_nb.tasks._ledger import OnChange, records_frame
-from wiseflow_nb.tasks._options import TaskOptions, kind_of
+from wiseflow_nb.tasks._loop import HostLoop, LoopThread, TaskLoop
+from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions, kind_of
 from wiseflow_nb.tasks._replay import retry_plan
 from wiseflow_nb.tasks._scheduler import Scheduler
-from wiseflow_nb.tasks._views import TaskFunction, TaskView
+from wiseflow_nb.tasks._stalled import StalledTask, find_stalled
+from wiseflow_nb.tasks._views import TaskFunction, TaskResults, TaskView
 from wiseflow_nb.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -35,7 +40,7 @@ NOW_SECONDS = 5.0
 
 
 class TaskManager:
-    """Runs tasks: coroutines on a loop thread of its own, plain callables on a pool.
+    """Runs tasks: coroutines on a loop thread of its own, plain callables on a pool or in processes.
 
     Parameters
     ----------
@@ -53,6 +58,15 @@ class TaskManager:
         manager's lock: it should do no more than append.
     id_prefix
         Task ids are this and a number.
+    loop
+        Where coroutines run: ``own`` (default), a thread that goes on while a cell runs; ``kernel``,
+        the loop that runs here now, for code bound to it; or a ``wiseflow_nb.testing.ManualLoop``.
+    memory_available
+        Gives the bytes of memory that are free now, for tasks with ``memory=``; default unknown,
+        which holds nothing back.
+    pressure
+        Gives ``none``, ``warning`` or ``critical``: at critical no task starts, but one of class
+        critical at a time.
 
     Notes
     -----
@@ -62,7 +76,7 @@ class TaskManager:
     Raises
     ------
     UsageError
-        If ``max_concurrent`` is less than 1.
+        If ``max_concurrent`` is less than 1, or ``loop`` is none of these.
 
     Examples
     --------
@@ -81,14 +95,26 @@ class TaskManager:
         clock: Clock = SYSTEM_CLOCK,
         on_change: OnChange | None = None,
         id_prefix: str = "t",
+        loop: str | TaskLoop = "own",
+        memory_available: Callable[[], float] | None = None,
+        pressure: Callable[[], str] | None = None,
     ) -> None:
         given = settings if settings is not None else Settings.model_validate({})
         limit = _limit(given.max_concurrent_tasks if max_concurrent is None else max_concurrent)
+        chosen = _loop(loop)
         self._own_pool: ThreadPoolManager | None = None
         if pool is None:
             wanted = max(given.max_thread_workers, max_concurrent or 1)
             pool = self._own_pool = ThreadPoolManager(max_workers=wanted, settings=given, clock=clock)
-        self._scheduler = Scheduler(pool, clock=clock, limit=limit, on_change=on_change, id_prefix=id_prefix)
+        self._scheduler = Scheduler(
+            pool,
+            clock=clock,
+            loop=chosen,
+            limit=limit,
+            admission=Admission(clock, memory_available, pressure),
+            on_change=on_change,
+            id_prefix=id_prefix,
+        )
         self._clock = clock
 
     # -- submitting --------------------------------------------------------------------------
@@ -134,13 +160,29 @@ class TaskManager:
         cleanup
             Called after an attempt that did not complete; given the ``TaskContext`` if it has a
             required parameter; plain or asynchronous.
+        cleanup_always
+            Call it after an attempt that completed as well; default False.
+        cleanup_budget
+            Seconds that it may take; default 30. An asynchronous one is cancelled then, a plain one
+            is waited for no longer.
         tags
             Words to find the task by.
         trigger
             ``all_completed`` (default), or ``all_done``: run whatever became of the dependencies;
             one that did not complete is then handed over as the ``Task`` itself.
+        memory
+            Bytes, or a text such as ``"2GB"``: the task starts only when so much is available.
+        keep_result
+            False: the value goes to the tasks submitted with it until then and is dropped;
+            ``result()`` waits and gives None. Default True: it lives as long as the ``Task``.
         kind
-            ``auto`` (default), ``thread`` or ``async``.
+            ``auto`` (default: ``async`` for a coroutine function, else ``thread``), ``thread``,
+            ``async``, or ``process``: a worker process to itself, with exact CPU time and peak
+            memory. A cancel or a time-out stops it: ``TaskCancelledError`` is raised in the code
+            after 0.25 s, and after 0.5 s the process is killed with all that it started. If the
+            process dies, that task alone fails with ``WorkerLostError``.
+        idempotent
+            With True a task whose worker process was lost is run once more; default not.
 
         Raises
         ------
@@ -186,9 +228,38 @@ class TaskManager:
             return TaskFunction(view, which)
         return functools.partial(TaskFunction, view)
 
-    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any]) -> list[Task[Any]]:
-        """Submit ``fn`` once for each item (or tuple of items); return the tasks in order."""
-        return [self._submit(fn, items, {}, TaskOptions()) for items in zip(*iterables, strict=False)]
+    @overload
+    def map(
+        self, fn: Callable[..., Any], /, *iterables: Iterable[Any], outstanding: None = None
+    ) -> list[Task[Any]]: ...
+    @overload
+    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], outstanding: int) -> TaskResults: ...
+    def map(
+        self, fn: Callable[..., Any], /, *iterables: Iterable[Any], outstanding: int | None = None
+    ) -> list[Task[Any]] | TaskResults:
+        """Submit ``fn`` once for each item (or tuple of items).
+
+        Parameters
+        ----------
+        outstanding
+            None (default): submit all at once and return the tasks in order. A number: return an
+            iterator over the results in order (``for`` or ``async for``) that draws on the
+            iterables as it goes and keeps at most so many tasks ahead of what was taken; they may
+            be endless.
+
+        Raises
+        ------
+        UsageError
+            If ``outstanding`` is less than 1.
+
+        Examples
+        --------
+        >>> import itertools
+        >>> with TaskManager() as tasks, tasks.map(abs, itertools.count(-3), outstanding=4) as results:
+        ...     [next(results) for _ in range(5)]
+        [3, 2, 1, 0, 1]
+        """
+        return TaskView(self, TaskOptions()).map(fn, *iterables, outstanding=outstanding)
 
     def _submit(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions, retry_of: str = ""
@@ -271,12 +342,22 @@ class TaskManager:
         """Whether no further task starts."""
         return self._scheduler.slots.paused
 
-    def register_resource_cleanup_handler(self, handler: Callable[..., Any]) -> Callable[[], None]:
+    def register_resource_cleanup_handler(
+        self, handler: Callable[..., Any], *, budget: float = CLEANUP_SECONDS, always: bool = False
+    ) -> Callable[[], None]:
         """Call ``handler`` after every attempt that did not complete, when its code has stopped.
 
         Handlers run last registered first, after the task's own. A handler with a required
         parameter is given the ``TaskContext``; it may be asynchronous. A failing one is recorded in
         the task's reason and masks nothing.
+
+        Parameters
+        ----------
+        budget
+            Seconds that it may take, default 30; an asynchronous one is cancelled then, a plain one
+            is waited for no longer, and said so.
+        always
+            Call it after attempts that completed as well; default False.
 
         Returns
         -------
@@ -286,17 +367,19 @@ class TaskManager:
         Raises
         ------
         UsageError
-            If it cannot be called.
+            If it cannot be called, or the budget is no time.
         """
         if not callable(handler):
             raise UsageError(f"cleanup handler {handler!r} cannot be called; give a function")
+        TaskOptions().changed({"cleanup_budget": budget, "cleanup_always": always})
+        entry = Registered(handler, float(budget), always)
         with self._scheduler.lock:
-            self._scheduler.handlers.append(handler)
+            self._scheduler.handlers.append(entry)
 
         def remove() -> None:
             with self._scheduler.lock:
-                if handler in self._scheduler.handlers:
-                    self._scheduler.handlers.remove(handler)
+                # By identity: the same function may be registered twice.
+                self._scheduler.handlers[:] = [item for item in self._scheduler.handlers if item is not entry]
 
         return remove
 
@@ -335,6 +418,34 @@ class TaskManager:
             return max(0, min(slots.ready_threads, slots.limit - slots.used))
 
     @property
+    def hold_reason(self) -> str:
+        """Why ready tasks do not start though there is a slot; empty if nothing holds them back."""
+        with self._scheduler.lock:
+            slots = self._scheduler.slots
+            return "paused: no task starts until resume" if slots.paused else slots.hold_reason
+
+    def stalled(self, now_seconds: float | None = None) -> list[StalledTask]:
+        """Running tasks that need a look, the longest first.
+
+        Those far over the usual time of their name, those that told progress once and not for
+        long, and those that were asked to stop and have not.
+
+        Parameters
+        ----------
+        now_seconds
+            The moment to judge by, since the epoch; default now.
+
+        Examples
+        --------
+        >>> with TaskManager() as tasks:
+        ...     tasks.stalled()
+        []
+        """
+        now = self._clock.time() if now_seconds is None else now_seconds
+        with self._scheduler.lock:
+            return find_stalled(self._scheduler.running(), self._scheduler.ledger.usual.usual, now)
+
+    @property
     def cleanup_failures(self) -> int:
         """How many cleanup handlers have failed."""
         return self._scheduler.cleanup_failures
@@ -352,6 +463,29 @@ class TaskManager:
         return self._scheduler.ledger.jobs.get(task_id)
 
     # -- ending ------------------------------------------------------------------------------
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until every task submitted so far has ended, without closing; return whether they have.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; default none.
+
+        Raises
+        ------
+        UsageError
+            Inside one of the manager's own tasks, which would wait for itself.
+
+        Examples
+        --------
+        >>> with TaskManager() as tasks:
+        ...     task = tasks.submit(int)
+        ...     tasks.drain(), task.done()
+        (True, True)
+        """
+        self._refuse_inside("drain")
+        return self._clock.wait(self._scheduler.quiet, timeout)
 
     def shutdown(self, mode: str = "drain", timeout: float | None = None) -> None:
         """Take no more tasks and end; may be called again, also with a stronger mode.
@@ -371,17 +505,28 @@ class TaskManager:
         """
         if mode not in MODES:
             raise UsageError(f"shutdown mode {mode!r} is unknown; give one of {', '.join(MODES)}")
-        scheduler = self._scheduler
-        context = current_task()
-        job = None if context is None else self._find(context.task_id)
-        if scheduler.loop.current or (job is not None and job.attempt is not None and job.attempt.context is context):
-            raise UsageError("shutdown inside a task would wait for that very task; call it elsewhere")
+        self._refuse_inside("shutdown")
         if timeout is None and mode == "now":
             timeout = NOW_SECONDS
         deadline = None if timeout is None else self._clock.monotonic() + timeout
-        close_scheduler(scheduler, mode, deadline)
+        close_scheduler(self._scheduler, mode, deadline)
         if self._own_pool is not None:
             self._own_pool.shutdown(wait=not self.counts()["abandoned"])
+
+    def _refuse_inside(self, what: str) -> None:
+        context = current_task()
+        job = None if context is None else self._find(context.task_id)
+        if self._scheduler.loop.current or (
+            job is not None and job.attempt is not None and job.attempt.context is context
+        ):
+            raise UsageError(f"{what} inside a task would wait for that very task; call it elsewhere")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        # Off the caller's loop: a task may need it in order to end.
+        await asyncio.to_thread(self.shutdown, "drain")
 
     def __enter__(self) -> Self:
         return self
@@ -392,6 +537,19 @@ class TaskManager:
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.counts().items() if count)
         return f"<TaskManager {counts or 'empty'}; at most {self.max_concurrent} at once>"
+
+
+def _loop(which: str | TaskLoop) -> TaskLoop:
+    if which == "own":
+        return LoopThread("wiseflow-tasks")
+    if which == "kernel":
+        try:
+            return HostLoop(asyncio.get_running_loop())
+        except RuntimeError:
+            raise UsageError("loop='kernel' needs a loop that runs here, and none does; use loop='own'") from None
+    if isinstance(which, str):
+        raise UsageError(f"loop {which!r} is unknown; give 'own' or 'kernel'")
+    return which
 
 
 def _limit(count: int) -> int:

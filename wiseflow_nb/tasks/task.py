@@ -94,6 +94,11 @@ class Task(Future[T]):
         except CancelledError:
             raise self._as_cancelled() from None
 
+    def _release(self) -> None:
+        # Waiting and ``done()`` go on working; the value is gone.
+        with self._condition:
+            self._result: T | None = None
+
     def __await__(self) -> Generator[Any, Any, T]:
         return self._scheduler.awaited(self).__await__()
 

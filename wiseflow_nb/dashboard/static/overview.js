@@ -60,7 +60,12 @@ export default wiseflow({
       class: "wf-button", type: "button", "data-testid": "pause-tasks",
       onclick: () => command(store, line, store.parts.paused ? "resume" : "pause", []),
     });
-    const banner = h("div", { class: "wf-banner", role: "alert", "data-testid": "banner", hidden: true });
+    const told = h("span", {});
+    const stay = h("button", {
+      class: "wf-button", type: "button", "data-testid": "keep-running", text: "Keep running", hidden: true,
+      onclick: () => command(store, line, "resume", []),
+    });
+    const banner = h("div", { class: "wf-banner", role: "alert", "data-testid": "banner", hidden: true }, told, stay);
     const cards = CARDS.map(([key, label]) => [key, card(key, label)]);
     el.append(
       h("header", { class: "wf-header" },
@@ -107,10 +112,12 @@ export default wiseflow({
       if (silent > 8 && !document.hidden) text = `The kernel has not answered for ${silent} s (busy or stopped). The figures are that old.`;
       else if (error) text = `The session cannot be read now. ${error}`;
       else if (store.parts.session && store.parts.session.why) text = store.parts.session.why;
+      else if (store.parts.shutdown) text = `Nothing runs here: the workers are stopped at ${clockTime(store.parts.shutdown)} unless work comes.`;
       else text = store.parts.notice || "";
+      stay.hidden = !(store.parts.shutdown && text.startsWith("Nothing runs"));
       banner.hidden = !text;
       banner.dataset.tone = error || silent > 8 ? "error" : "info";
-      setText(banner, text);
+      setText(told, text);
     }
 
     const ping = () => { if (!document.hidden) model.send({ type: "ping" }); };

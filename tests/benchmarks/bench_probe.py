@@ -1,0 +1,159 @@
+"""One sample at a true 1 Hz, four child processes alive: CPU time against what people use today, and the floor.
+
+What the sides do:
+
+- ours: every column of a ``Sample``, over a tree of five processes. Before each reading a process is
+  started and ended (not counted), so that the tree has to be listed again, as on a busy machine; the
+  quiet case is noted beside it.
+- dask: ``SystemMonitor.update()`` of distributed, as its workers call it; it reads no tree.
+- jupyter-resource-usage: its real handler ``ApiHandler.get`` at its default settings, without the web
+  server around it.
+- floor: the very same system calls as one reading of ours, recorded from it (``pread`` on the same
+  descriptors, the listings, ``stat``, ``statvfs``, opening and closing where a file is not kept),
+  repeated from a bare loop without looking at a byte. Interpreting what was read, and everything
+  that makes a sample of it, is ours alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.benchmarks.harness import Bench
+from wiseflow_nb.resources import _files
+from wiseflow_nb.resources._probe import Probe
+
+ROUNDS = 20
+#: Two sides in turn, each once a second.
+PAUSE = 0.5
+CHILDREN = 4
+
+
+def run(bench: Bench) -> None:
+    """Print CPU seconds a sample, medians of ``ROUNDS`` in turn."""
+    children = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(CHILDREN)]
+    probe = Probe(os.getpid())
+    try:
+        assert read(probe).process_count == CHILDREN + 1
+
+        def ours() -> float:
+            start_something()
+            time.sleep(PAUSE)
+            return cpu_of(lambda: read(probe))
+
+        bench.pair("sample over bare reads", ours, floor(probe), peer_name="floor", goal=1.5, rounds=ROUNDS)
+        bench.pair("sample over dask's", ours, dask_side(), peer_name="SystemMonitor.update", goal=0.5, rounds=ROUNDS)
+        bench.pair(
+            "sample over jupyter-resource-usage's", ours, jupyter_side(), peer_name="handler", goal=0.1, rounds=ROUNDS
+        )
+        quiet = []
+        for _ in range(ROUNDS // 2):
+            time.sleep(2 * PAUSE)
+            quiet.append(cpu_of(lambda: read(probe)))
+        bench.note("sample where nothing was started meanwhile", statistics.median(quiet), "s")
+    finally:
+        probe.close()
+        for child in children:
+            child.communicate(b"\n")
+
+
+def read(probe: Probe) -> Any:
+    return probe.read(time_seconds=time.time(), monotonic_seconds=time.monotonic(), interval_seconds=1.0, gap=False)
+
+
+def cpu_of(work: Callable[[], Any]) -> float:
+    started = time.thread_time()
+    work()
+    return time.thread_time() - started
+
+
+def start_something() -> None:
+    subprocess.run(["true"], check=True)
+
+
+def floor(probe: Probe) -> Callable[[], float]:
+    """Repeat the system calls of one reading."""
+    start_something()
+    calls = recorded_calls(probe)
+    print(f"   the floor is {len(calls)} system calls: {', '.join(sorted({name for name, _, _ in calls}))}", flush=True)
+
+    def side() -> float:
+        start_something()
+        time.sleep(PAUSE)
+        return cpu_of(lambda: [function(*arguments) for _, function, arguments in calls])
+
+    return side
+
+
+def recorded_calls(probe: Probe) -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+    """The calls of one reading, with their arguments, as they can be made again."""
+    calls: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
+    watched = [(os, name) for name in ("listdir", "stat", "statvfs", "getpid", "open")] + [(_files, "pread")]
+    real = {(module, name): getattr(module, name) for module, name in watched}
+
+    def recording(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if name == "open":
+                # Opened in passing: opened, read and closed, as it was.
+                calls.append((name, lambda *given: os.close(function(*given)), arguments))
+            else:
+                calls.append((name, function, arguments))
+            return function(*arguments)
+
+        return call
+
+    try:
+        for (module, name), function in real.items():
+            setattr(module, name, recording(name, function))
+        read(probe)
+    finally:
+        for (module, name), function in real.items():
+            setattr(module, name, function)
+    return calls
+
+
+def dask_side() -> Callable[[], float]:
+    from distributed.system_monitor import SystemMonitor
+
+    monitor = SystemMonitor()
+
+    def side() -> float:
+        start_something()
+        time.sleep(PAUSE)
+        return cpu_of(monitor.update)
+
+    return side
+
+
+def jupyter_side() -> Callable[[], float]:
+    from unittest.mock import Mock
+
+    from jupyter_resource_usage.api import ApiHandler
+    from jupyter_resource_usage.config import ResourceUseDisplay
+    from jupyter_server.auth.identity import User
+    from tornado.httputil import HTTPHeaders, HTTPServerRequest
+    from tornado.web import Application
+
+    application = Application(jupyter_resource_usage_display_config=ResourceUseDisplay(), base_url="/")
+    loop = asyncio.new_event_loop()
+
+    def side() -> float:
+        start_something()
+        time.sleep(PAUSE)
+        request = HTTPServerRequest("GET", "/api/metrics/v1", headers=HTTPHeaders(), connection=Mock())
+        handler = ApiHandler(application, request)
+        handler.current_user = User("bench")
+        # Parts of it may run on threads of its own.
+        started = time.process_time()
+        loop.run_until_complete(handler.get())
+        spent = time.process_time() - started
+        assert b"rss" in b"".join(handler._write_buffer)
+        return spent
+
+    return side

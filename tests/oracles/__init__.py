@@ -1,0 +1,1 @@
+"""Plain versions that the fast ones are compared with."""

@@ -1,0 +1,95 @@
+"""One heap of deadlines and one thread that waits for the next: time-outs, retries, deadlines."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable
+
+from wiseflow_nb.clock import Clock
+
+
+class TimerHandle:
+    """A planned call; ``cancel`` lets go of it at once."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class Timers:
+    """Calls functions at moments of a clock, on one daemon thread that starts with the first of them.
+
+    A clock that tells its listeners when it moves (a test's) needs no thread: what has come due is
+    called by whoever moves it.
+    """
+
+    def __init__(self, clock: Clock, name: str) -> None:
+        self._clock = clock
+        self._name = name
+        listen = getattr(clock, "add_listener", None)
+        self._unlisten: Callable[[], None] | None = None if listen is None else listen(self.run_due)
+        self._lock = threading.Lock()
+        self._heap: list[tuple[float, int, TimerHandle]] = []
+        self._order = itertools.count()
+        self._news = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def at(self, due_seconds: float, callback: Callable[[], None]) -> TimerHandle:
+        """Call ``callback`` once the clock's ``monotonic()`` has reached ``due_seconds``."""
+        handle = TimerHandle(callback)
+        with self._lock:
+            if self._closed:
+                return handle
+            heapq.heappush(self._heap, (due_seconds, next(self._order), handle))
+            if self._unlisten is None and self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+            elif self._heap[0][2] is handle:
+                self._news.set()
+        return handle
+
+    def run_due(self) -> None:
+        """Call everything whose moment has come, in order of the moments."""
+        while True:
+            with self._lock:
+                if not self._heap or self._closed:
+                    return
+                due, _, handle = self._heap[0]
+                if handle.callback is not None and due > self._clock.monotonic():
+                    return
+                heapq.heappop(self._heap)
+            callback, handle.callback = handle.callback, None
+            if callback is not None:
+                callback()
+
+    def close(self) -> None:
+        """Forget everything planned and end the thread."""
+        with self._lock:
+            self._closed = True
+            unlisten, self._unlisten = self._unlisten, None
+            self._heap.clear()
+            thread = self._thread
+            self._news.set()
+        if unlisten is not None:
+            unlisten()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if self._closed:
+                    return
+                # Cleared under the lock that guards the heap: an earlier moment pushed from here
+                # on sets it again.
+                self._news.clear()
+                timeout = max(0.0, self._heap[0][0] - self._clock.monotonic()) if self._heap else None
+            self._clock.wait(self._news, timeout)
+            self.run_due()

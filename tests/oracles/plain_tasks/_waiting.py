@@ -1,0 +1,115 @@
+"""Waiting for a task inside a task: the slot is given up, and taken back before the code goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from tests.oracles.plain_tasks._graph import find_path
+from tests.oracles.plain_tasks._job import Attempt, Effects, Job
+from tests.oracles.plain_tasks._lives import perform
+from wiseflow_nb.context import current_task
+from wiseflow_nb.errors import DependencyError, UsageError
+from wiseflow_nb.pool import ThreadPoolManager
+
+if TYPE_CHECKING:
+    from tests.oracles.plain_tasks._scheduler import Scheduler
+    from tests.oracles.plain_tasks.task import Task
+
+
+@contextlib.contextmanager
+def blocking(scheduler: Scheduler, task: Task[Any]) -> Iterator[None]:
+    """Wrap a blocking wait for a task.
+
+    Raises
+    ------
+    UsageError
+        On the manager's own loop, which the wait would stop.
+    DependencyError
+        If the task waits for the caller.
+    """
+    if task.done():
+        yield
+        return
+    if scheduler.loop.current:
+        raise UsageError(f"waiting for {task!r} here would stop the loop that runs it; write `await task` instead")
+    with contextlib.ExitStack() as stack:
+        if isinstance(scheduler.pool, ThreadPoolManager):
+            stack.enter_context(scheduler.pool.blocked())
+        parked = _park(scheduler, task)
+        try:
+            yield
+        finally:
+            if parked is not None:
+                grant = _unpark(scheduler, *parked, task._job)
+                if grant is not None:
+                    grant.result()
+
+
+async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
+    """Await a task from any loop; inside a task its slot is free meanwhile."""
+    if task.done():
+        return task.result()
+    parked = _park(scheduler, task)
+    try:
+        return await asyncio.wrap_future(task)
+    except asyncio.CancelledError:
+        me = asyncio.current_task()
+        if task.cancelled() and not (me is not None and me.cancelling()):
+            # The awaited task was cancelled, not the one that awaits it.
+            raise task._as_cancelled() from None
+        raise
+    finally:
+        if parked is not None:
+            grant = _unpark(scheduler, *parked, task._job)
+            if grant is not None:
+                await asyncio.wrap_future(grant)
+
+
+def _park(scheduler: Scheduler, task: Task[Any]) -> tuple[Job, Attempt] | None:
+    context = current_task()
+    effects: Effects = []
+    target = task._job
+    with scheduler.lock:
+        job = None if context is None else scheduler.ledger.jobs.get(context.task_id)
+        attempt = None if job is None else job.attempt
+        if job is None or attempt is None or attempt.context is not context or task._scheduler is not scheduler:
+            return None
+        if target.state.terminal:
+            return None
+        path = find_path(target, job, _unfinished)
+        if path is not None:
+            told = " -> ".join(item.task_id for item in [job, *path])
+            raise DependencyError(f"waiting here would never end, each waits for the next: {told}; wait elsewhere")
+        job.waiting_on.append(target)
+        target.waiters.append(job)
+        scheduler._lend(target, job.level)
+        job.wait_depth += 1
+        if job.wait_depth == 1:
+            scheduler.slots.release(job)
+        scheduler._dispatch(effects)
+    perform(effects)
+    return job, attempt
+
+
+def _unpark(scheduler: Scheduler, job: Job, attempt: Attempt, target: Job) -> Future[None] | None:
+    effects: Effects = []
+    grant: Future[None] | None = None
+    with scheduler.lock:
+        job.waiting_on.remove(target)
+        target.waiters.remove(job)
+        scheduler._lower(target, job.level)
+        job.wait_depth -= 1
+        # What was asked to stop unwinds without a slot: waiting for one would hold the stop up.
+        if job.wait_depth == 0 and job.attempt is attempt and not attempt.context.cancelled:
+            grant = scheduler.slots.want_back(job)
+        scheduler._dispatch(effects)
+    perform(effects)
+    return grant
+
+
+def _unfinished(job: Job) -> list[Job]:
+    return [item for item in (*job.dependencies, *job.waiting_on) if not item.state.terminal]

@@ -1,0 +1,329 @@
+"""The worker process: takes one call at a time from a pipe, runs it, sends back what came of it.
+
+It is started as a fresh interpreter (never a fork of a kernel full of threads) and runs nothing of
+the user's but the calls: the user's main script is not imported. Its main thread runs the calls; one
+further thread hears the cancels and notices the kernel's end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from types import CoroutineType, FrameType
+from typing import Any
+
+from wiseflow_nb.context import CancelToken, TaskContext, enter_task, leave_task
+from wiseflow_nb.errors import TaskCancelledError, TaskError, UsageError
+from wiseflow_nb.pool._process_wire import PREFIX, culprit, dumps, frame
+
+#: How often a worker without word from its kernel looks whether that is still its parent, in seconds.
+PARENT_CHECK_SECONDS = 1.0
+
+
+class Meter:
+    """CPU time and peak memory of this process, from one call's beginning to its end."""
+
+    def __init__(self) -> None:
+        self._status = self._reset = -1
+        with contextlib.suppress(OSError):
+            self._status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+            self._reset = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+        self._peak_known = False
+        self._cpu = 0.0
+
+    def forget_peak(self) -> None:
+        """Let the high-water mark of resident memory begin anew (Linux: 5 into clear_refs)."""
+        self._peak_known = False
+        with contextlib.suppress(OSError):
+            if self._reset >= 0:
+                os.pwrite(self._reset, b"5", 0)
+                self._peak_known = True
+
+    def start(self) -> None:
+        """Count CPU time from here."""
+        self._cpu = _cpu_seconds()
+
+    def cpu_seconds(self) -> float:
+        """CPU time since ``start``, of all threads and of the children that were waited for."""
+        return _cpu_seconds() - self._cpu
+
+    def peak_bytes(self) -> float:
+        """The most resident memory since ``forget_peak``; NaN where the system does not tell."""
+        if self._peak_known:
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                # Not ru_maxrss: across fork and exec that begins with the parent's own peak.
+                text = os.pread(self._status, 4096, 0)
+                return float(text.split(b"VmHWM:", 1)[1].split(None, 1)[0]) * 1024.0
+        return float("nan")
+
+    def close(self) -> None:
+        """In a forked child these files would tell of the parent."""
+        for fd in (self._status, self._reset):
+            if fd >= 0:
+                os.close(fd)
+        self._status = self._reset = -1
+        self._peak_known = False
+
+
+def _cpu_seconds() -> float:
+    try:
+        import resource
+    except ImportError:  # Windows has no counter of the children's time
+        return time.process_time()
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + spent.ru_utime + spent.ru_stime
+
+
+class Worker:
+    """Serves the calls that come down one pipe until it ends."""
+
+    def __init__(self, tasks: int, control: int, lifeline: int, results: int) -> None:
+        self._tasks = open(tasks, "rb")  # noqa: SIM115  open as long as the process is
+        self._control, self._lifeline, self._results = control, lifeline, results
+        self._send_lock = threading.Lock()
+        self._meter = Meter()
+        self._parent = os.getppid()
+        #: Guards what the listening thread shares with the main one.
+        self._lock = threading.Lock()
+        self._serial = 0
+        self._token = CancelToken()
+        # Read by the signal handler on the main thread; plain flags, since a handler must take no lock.
+        self._in_code = self._sending = self._stop_due = False
+
+    def main(self) -> None:
+        """Serve until the kernel closes the pipe."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._on_term)
+        faulthandler.enable(file=2)
+        die_with_parent(self._lifeline)
+        os.register_at_fork(after_in_child=self._forked)
+        threading.Thread(target=self._listen, name="wiseflow-control", daemon=True).start()
+        while True:
+            prefix = self._tasks.read(PREFIX.size)
+            if len(prefix) < PREFIX.size:
+                return
+            head, body = PREFIX.unpack(prefix)
+            serial, task_id, name, attempt, setup = pickle.loads(self._tasks.read(head))
+            if setup is not None:
+                sys.path[:] = setup[1]
+                with contextlib.suppress(OSError):
+                    os.chdir(setup[0])
+            token = CancelToken()
+            with self._lock:
+                self._serial, self._token = serial, token
+            progress = functools.partial(self._progress, serial)
+            self._serve(serial, TaskContext(task_id, name, attempt, token, progress), self._tasks.read(body))
+
+    # -- one call ----------------------------------------------------------------------------
+
+    def _progress(self, serial: int, fraction: float, text: str) -> None:
+        self._send(("progress", serial, fraction, text))
+
+    def _serve(self, serial: int, context: TaskContext, call: bytes) -> None:
+        name = context.name
+        self._meter.forget_peak()
+        value, error, cpu_seconds = self._call(context, call)
+        peak = self._meter.peak_bytes()
+        cancelled = context.cancelled
+        failures: tuple[str, ...] = ()
+        if error is not None or cancelled:
+            handlers = context.take_cleanups()
+            if handlers:
+                self._send(("stopped", serial))
+                failures = _clean_up(context, handlers)
+        ok, body, text = True, b"", ""
+        if error is None:
+            try:
+                body = dumps(value)
+            except Exception as refused:  # noqa: BLE001  user's __reduce__: the task fails, the worker goes on
+                error = UsageError(
+                    f"{culprit(f'the result of {name!r}', value)} cannot be sent back from its process: {refused}; "
+                    "return plain data, or use kind='thread'"
+                )
+        if error is not None:
+            ok, (body, text) = False, _pack_error(name, error)
+        value = error = None
+        _flush()
+        self._send(("result", serial, ok, cpu_seconds, peak, cancelled, failures, text), body)
+
+    def _call(self, context: TaskContext, call: bytes) -> tuple[Any, BaseException | None, float]:
+        value, error = None, None
+        entered = enter_task(context)
+        self._meter.start()
+        try:
+            fn, args, kwargs = _load_call(context.name, call)
+            self._meter.start()
+            self._in_code = True
+            value = fn(*args, **kwargs)
+            if isinstance(value, CoroutineType):
+                import asyncio
+
+                value = asyncio.run(value)
+            self._in_code = False
+        except BaseException as caught:  # noqa: BLE001  user code: sent to the kernel
+            self._in_code = False
+            error = caught
+        self._stop_due = False
+        cpu_seconds = self._meter.cpu_seconds()
+        leave_task(entered)
+        return value, error, cpu_seconds
+
+    def _on_term(self, number: int, at: FrameType | None) -> None:
+        # The kernel sends this to code that did not look at its token, shortly before it kills.
+        if self._sending:
+            self._stop_due = True  # half a frame must not be left in the pipe
+        elif self._in_code:
+            self._in_code = False  # once: what unwinds is not interrupted again
+            raise TaskCancelledError(f"the task was asked to stop: {self._token.reason or 'terminated'}")
+
+    def _send(self, header: tuple[Any, ...], body: bytes = b"") -> None:
+        data = memoryview(frame(header, body))
+        mine = threading.current_thread() is threading.main_thread()
+        with self._send_lock:
+            self._sending = self._sending or mine
+            try:
+                while data:
+                    data = data[os.write(self._results, data) :]
+            except OSError:
+                os._exit(0)  # nobody listens any more
+            finally:
+                self._sending = self._sending and not mine
+        if mine and self._stop_due:
+            self._stop_due = False
+            self._on_term(signal.SIGTERM, None)
+
+    # -- beside the calls --------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        import select
+
+        while True:
+            ready, _, _ = select.select([self._control], [], [], PARENT_CHECK_SECONDS)
+            if not ready:
+                if os.getppid() != self._parent:
+                    end_with_group()
+                continue
+            # Each message is far below PIPE_BUF, and so is read as it was written.
+            prefix = os.read(self._control, PREFIX.size)
+            if len(prefix) < PREFIX.size:
+                end_with_group()
+            head, _ = PREFIX.unpack(prefix)
+            serial, reason = pickle.loads(os.read(self._control, head))
+            with self._lock:
+                if serial == self._serial:
+                    self._token.cancel(reason)
+
+    def _forked(self) -> None:
+        # A child of the task's own: an end of a pipe held here would hide this worker's death.
+        self._meter.close()
+        for fd in (self._tasks.fileno(), self._control, self._lifeline, self._results):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def die_with_parent(lifeline: int) -> None:
+    """Have the system kill this process group the moment the kernel is gone, whatever runs here.
+
+    Nothing is ever written into the lifeline: the only thing that can happen to it is its end, when
+    the kernel that holds the other end dies. Linux can signal that, to a whole group, with a signal
+    of choice (fcntl(2): F_SETOWN, F_SETSIG, O_ASYNC). A thread that waits for the end would wait for
+    the GIL as well, which one long call into C does not give. Not PR_SET_PDEATHSIG: that fires when
+    the *thread* ends that started this process. Elsewhere the listening thread has to do.
+    """
+    try:
+        import fcntl
+
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    except (ImportError, AttributeError, OSError):
+        return
+
+
+def end_with_group() -> None:
+    """End this process and what it started, at once."""
+    with contextlib.suppress(OSError):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def _load_call(name: str, call: bytes) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    try:
+        fn, args, kwargs = pickle.loads(call)
+    except Exception as error:
+        raise UsageError(
+            f"the call of {name!r} cannot be rebuilt in its process: {type(error).__name__}: {error}; "
+            "what it names must be importable there"
+        ) from error
+    return fn, args, kwargs
+
+
+def _pack_error(name: str, error: BaseException) -> tuple[bytes, str]:
+    """A pickle of the error that is known to load, and its traceback as text, without this module's frames."""
+    shown = error.__traceback__
+    while shown is not None and shown.tb_frame.f_code.co_filename == __file__:
+        shown = shown.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, shown))
+    except Exception:  # noqa: BLE001  user's __str__
+        text = f"{type(error).__name__} (its traceback could not be made)"
+    try:
+        body = dumps(error.with_traceback(None))
+        if not isinstance(pickle.loads(body), BaseException):
+            raise TypeError("it is rebuilt as something else")
+    except Exception as refused:  # noqa: BLE001  user's __reduce__ or __init__
+        kind = f"{type(error).__module__}.{type(error).__qualname__}"
+        line = text.strip().splitlines()[-1]
+        body = dumps(
+            TaskError(
+                f"{name!r} raised {kind}, which cannot be sent back from its process ({refused}): {line}; "
+                "give all of its arguments to super().__init__"
+            )
+        )
+    return body, text
+
+
+def _clean_up(context: TaskContext, handlers: list[Any]) -> tuple[str, ...]:
+    failures = []
+    entered = enter_task(context)
+    for handler, args, kwargs in handlers:
+        try:
+            outcome = handler(*args, **kwargs)
+            if isinstance(outcome, CoroutineType):
+                import asyncio
+
+                asyncio.run(outcome)
+        except BaseException as error:  # noqa: BLE001  user code: told to the kernel, masks nothing
+            told = getattr(handler, "__qualname__", type(handler).__name__)
+            failures.append(f"cleanup {told} failed: {type(error).__name__}: {error}")
+            with contextlib.suppress(Exception):
+                traceback.print_exc()
+    leave_task(entered)
+    return tuple(failures)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # user code may have put anything there, or closed it
+            stream.flush()
+
+
+def main(arguments: list[str]) -> None:
+    """Run a worker over the inherited pipes whose numbers are given."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            # By line: the tail of a worker that is killed is all that tells of its end.
+            reconfigure(line_buffering=True, errors="backslashreplace")
+    tasks, control, lifeline, results = (int(item) for item in arguments)
+    for fd in (tasks, control, lifeline, results):
+        os.set_inheritable(fd, False)
+    Worker(tasks, control, lifeline, results).main()

@@ -1,0 +1,389 @@
+"""One worker process as the kernel sees it: start it, give it a call, hear it, stop it, bury it.
+
+Why not pebble or ``ProcessPoolExecutor``: a worker here needs a line of its own for progress, for
+cancels and for its end, and must start without the user's main script being run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wiseflow_nb.errors import UsageError, WorkerLostError
+from wiseflow_nb.pool._process_wire import FrameReader, frame
+
+#: Code that was asked to stop may look at its token this long; then TaskCancelledError is raised in it.
+TOKEN_SECONDS = 0.25
+#: Code that was asked to stop and has not is killed after this long, with all that it started.
+KILL_SECONDS = 0.5
+#: Code that did stop may spend this long in the cleanup handlers that it pushed inside the process.
+CLEANUP_SECONDS = 5.0
+#: What is kept of the output of one call, in bytes; the end is what tells most.
+OUTPUT_KEPT = 8192
+#: How long a worker that was told to end may take, in seconds.
+END_SECONDS = 1.0
+#: How often a silent worker is looked at: what it started may hold its pipes open after its death.
+LOOK_SECONDS = 1.0
+
+_READ_BYTES = 1 << 18
+_BOOT = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from wiseflow_nb.pool._process_child import main; arguments, sys.argv[1:] = sys.argv[1:], []; "
+    "main(arguments)"
+)
+
+
+@dataclass(slots=True)
+class Reply:
+    """What came of one call; ``forced`` if the worker had to be killed."""
+
+    ok: bool = False
+    body: bytes = b""
+    cpu_seconds: float = float("nan")
+    peak_bytes: float = float("nan")
+    cancelled: bool = False
+    cleanup_failures: tuple[str, ...] = ()
+    traceback: str = ""
+    output: str = ""
+    forced: bool = False
+    lost: str = ""
+    reusable: bool = False
+
+
+class WorkerProcess:
+    """A worker process and this end of its pipes. One thread at a time drives it; any may ``stop`` it.
+
+    Raises
+    ------
+    WorkerLostError
+        If the process cannot be started.
+    """
+
+    def __init__(self) -> None:
+        self.idle_since = 0.0
+        self._serial = 0
+        self._setup: tuple[str, list[str]] | None = None
+        self._reader = FrameReader()
+        self._tail = bytearray()
+        self._lock = threading.Lock()
+        self._buried = False
+        self._reason = ""
+        theirs: list[int] = []
+        self._mine: list[int] = []
+        try:
+            for outward in (True, True, True, False, False):
+                read, write = os.pipe()
+                theirs.append(read if outward else write)
+                self._mine.append(write if outward else read)
+            self._tasks, self._control, _, self._results, self._output = self._mine
+            wake = os.pipe()
+            self._mine += wake
+            self._woken, self._wake = wake
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT, _ROOT, *map(str, theirs[:4])],
+                stdin=subprocess.DEVNULL,
+                stdout=theirs[4],
+                stderr=theirs[4],
+                pass_fds=theirs[:4],
+                # Jupyter interrupts the kernel's group; and a group of its own can be killed whole.
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            self._close_pipes()
+            raise WorkerLostError(f"no worker process could be started: {error}; use kind='thread'") from error
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        self.pid = self._process.pid
+        for fd in (self._tasks, self._control, self._results, self._output, self._woken, self._wake):
+            os.set_blocking(fd, False)
+        self._poll = select.poll()
+        for fd in (self._results, self._output, self._woken):
+            self._poll.register(fd, select.POLLIN)
+        _alive.add(self)
+        _hook_fork()
+
+    # -- one call ----------------------------------------------------------------------------
+
+    def run(
+        self, task_id: str, name: str, attempt: int, call: bytes, on_progress: Callable[[float, str], None]
+    ) -> Reply:
+        """Have a call run; return what came of it. Never raises for what the call does."""
+        self._serial += 1
+        setup = (os.getcwd(), list(sys.path))
+        sent = None if setup == self._setup else setup
+        self._setup = setup
+        self._drain_output()
+        self._tail.clear()
+        unsent = memoryview(frame((self._serial, task_id, name, attempt, sent), call))
+        unsent = self._write(unsent)
+        if unsent:
+            self._poll.register(self._tasks, select.POLLOUT)
+        asked_at = stopped_at = None
+        interrupted = False
+        while True:
+            timeout = LOOK_SECONDS
+            if asked_at is not None:
+                now = time.monotonic()
+                begun, allowed = asked_at, KILL_SECONDS
+                if stopped_at is not None:
+                    begun, allowed = max(asked_at, stopped_at), CLEANUP_SECONDS
+                if now - begun >= allowed:
+                    self.kill()
+                    return self._end(Reply(forced=True, cancelled=True))
+                timeout = begun + allowed - now
+                if not interrupted and stopped_at is None:
+                    if now - asked_at >= TOKEN_SECONDS:
+                        interrupted = True
+                        with contextlib.suppress(OSError):
+                            os.kill(self.pid, signal.SIGTERM)
+                    else:
+                        timeout = asked_at + TOKEN_SECONDS - now
+            ready = self._poll.poll(timeout * 1000.0 + 1.0)
+            if not ready and self._dead():
+                return self._end(self._lost())
+            for fd, event in ready:
+                if fd == self._output:
+                    if not self._drain_output() and event & (select.POLLHUP | select.POLLERR):
+                        self._poll.unregister(self._output)
+                elif fd == self._woken:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._woken, 64)
+                    if self._reason and asked_at is None:
+                        asked_at = time.monotonic()
+                        self._tell_cancel()
+                elif fd == self._tasks:
+                    unsent = self._write(unsent)
+                    if not unsent:
+                        self._poll.unregister(self._tasks)
+                else:
+                    data = _read(self._results)
+                    if data is None:
+                        return self._end(self._lost())
+                    for header, body in self._reader.feed(data):
+                        what, serial, *rest = header
+                        if serial != self._serial:
+                            continue  # a thread that an earlier call left behind
+                        if what == "progress":
+                            on_progress(*rest)
+                        elif what == "stopped":
+                            stopped_at = time.monotonic()
+                        elif what == "result":
+                            reply = Reply(rest[0], body, *rest[1:])
+                            # What was interrupted in the middle may have left anything half done.
+                            reply.reusable = not interrupted and not unsent
+                            return self._end(reply)
+
+    def stop(self, reason: str) -> None:
+        """Ask the call that runs to stop; from any thread, and without waiting."""
+        with self._lock:
+            if not self._buried and not self._reason:
+                self._reason = reason or "cancelled"
+                with contextlib.suppress(OSError):
+                    os.write(self._wake, b"c")
+
+    def _tell_cancel(self) -> None:
+        with contextlib.suppress(OSError):
+            # Far below PIPE_BUF: written whole or not at all.
+            os.write(self._control, frame((self._serial, self._reason[:500])))
+
+    def _write(self, data: memoryview) -> memoryview:
+        try:
+            while data:
+                data = data[os.write(self._tasks, data) :]
+        except BlockingIOError:
+            return data
+        except OSError:
+            return memoryview(b"")  # its death is seen, and told, where its answer would come
+        return data
+
+    def _drain_output(self) -> bool:
+        """Take in what the worker printed; return whether there was anything."""
+        found = False
+        while data := _read(self._output):
+            found = True
+            self._tail += data
+            if len(self._tail) > 4 * OUTPUT_KEPT:
+                del self._tail[:-OUTPUT_KEPT]
+        return found
+
+    def _end(self, reply: Reply) -> Reply:
+        # The worker flushed before it answered: all that it printed is in the pipe by now.
+        self._drain_output()
+        reply.output = bytes(self._tail[-OUTPUT_KEPT:]).decode("utf-8", "replace")
+        self._tail.clear()
+        return reply
+
+    def rest(self) -> None:
+        """Forget a stop that came too late; called when nobody can ``stop`` it any more."""
+        with self._lock:
+            if self._reason and not self._buried:
+                with contextlib.suppress(OSError):
+                    os.read(self._woken, 64)
+            self._reason = ""
+
+    def _lost(self) -> Reply:
+        self.kill()
+        code = self._process.returncode
+        if code is not None and code < 0:
+            try:
+                told = f"killed by {signal.Signals(-code).name}"
+            except ValueError:
+                told = f"killed by signal {-code}"
+            if code == -signal.SIGKILL:
+                told += " (by hand, or for want of memory)"
+        else:
+            told = f"exit code {code}"
+        return Reply(lost=told)
+
+    # -- life and death ----------------------------------------------------------------------
+
+    def _dead(self) -> bool:
+        # Not reaped here: as long as it is not, nobody else gets its number, and its group can be killed.
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except (AttributeError, ChildProcessError):
+            return self._process.poll() is not None
+
+    def alive(self) -> bool:
+        """Whether an idle worker can take a call."""
+        if self._buried or self._dead():
+            return False
+        # What a thread that an earlier call left behind has sent meanwhile.
+        while data := _read(self._results):
+            for _ in self._reader.feed(data):
+                pass
+        return data is not None
+
+    def strike(self) -> None:
+        """Kill the process and everything that it started; from any thread. Whoever drives it buries it."""
+        others = _descendants(self.pid)
+        with self._lock:
+            if self._buried:
+                return  # its number may be another's by now
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
+            for process in others:
+                with contextlib.suppress(Exception):  # gone already, or out of reach
+                    process.kill()
+
+    def kill(self) -> None:
+        """Kill the process and everything that it started, and bury it; by whoever drives it."""
+        if not self._buried:
+            self.strike()
+            self._bury()
+
+    def ask_to_end(self) -> None:
+        """Let an idle worker end by itself; ``end`` waits for that."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._tasks in self._mine:
+                self._mine.remove(self._tasks)
+                os.close(self._tasks)
+
+    def end(self, deadline: float) -> None:
+        """Wait until an idle worker has ended, up to ``deadline`` (monotonic seconds), then kill it."""
+        self.ask_to_end()
+        while not self._dead() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self.kill()
+
+    def _bury(self) -> None:
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return  # in the middle of a system call that cannot be interrupted: it dies when that returns
+        self._drain_output()
+        with self._lock:
+            self._buried = True
+            self._close_pipes()
+        _alive.discard(self)
+
+    def _close_pipes(self) -> None:
+        for fd in self._mine:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._mine = []
+
+    def _forget_in_child(self) -> None:
+        """In a forked child of the kernel: these ends would hide the kernel's death from the worker."""
+        self._close_pipes()
+        self._buried = True
+        self._process.returncode = 0
+
+    def __repr__(self) -> str:
+        return f"<WorkerProcess {self.pid}>"
+
+
+def load(name: str, reply: Reply) -> Any:
+    """The value, or the error as an exception, that a reply carries.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be rebuilt here.
+    """
+    try:
+        return pickle.loads(reply.body)
+    except Exception as error:
+        what = "result" if reply.ok else "error"
+        raise UsageError(
+            f"the {what} of {name!r} cannot be rebuilt here: {type(error).__name__}: {error}; return plain data"
+        ) from error
+
+
+def _read(fd: int) -> bytes | None:
+    """What is there to read; empty if nothing is yet, None at the end."""
+    try:
+        return os.read(fd, _READ_BYTES) or None
+    except BlockingIOError:
+        return b""
+    except OSError:
+        return None
+
+
+def _descendants(pid: int) -> list[Any]:
+    # The group is killed whole; this is for what left it.
+    import psutil
+
+    try:
+        return list(psutil.Process(pid).children(recursive=True))
+    except psutil.Error:
+        return []
+
+
+_ROOT = str(Path(__file__).resolve().parents[2])
+_alive: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
+_hooked = False
+
+
+def _hook_fork() -> None:
+    global _hooked
+    if not _hooked:
+        _hooked = True
+        os.register_at_fork(after_in_child=_forget_all)
+
+
+def _forget_all() -> None:
+    for worker in list(_alive):
+        worker._forget_in_child()
+    _alive.clear()
+
+
+def strike_all() -> None:
+    """Kill every worker of this process."""
+    for worker in list(_alive):
+        worker.strike()

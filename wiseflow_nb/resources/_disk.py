@@ -1,0 +1,90 @@
+"""The space of file systems: of each watched path, and of the fullest of them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import psutil
+
+from wiseflow_nb.records import NAN
+from wiseflow_nb.resources._part import Part, Tell, Values
+
+COLUMNS = ("filesystem_size_bytes", "filesystem_avail_bytes", "filesystem_utilization_ratio")
+
+
+class Disk(NamedTuple):
+    """The file system that holds a path: bytes, and the used share as ``df`` shows it; NaN if unknown."""
+
+    path: str
+    size_bytes: float = NAN
+    avail_bytes: float = NAN
+    utilization_ratio: float = NAN
+
+
+def split_paths(text: str) -> tuple[str, ...]:
+    """Return the paths of a setting: one, or several with the system's separator (``:``, ``;`` on Windows).
+
+    A path that exists as it stands is one path, whatever it holds; nothing at all is ``.``.
+
+    Examples
+    --------
+    >>> split_paths(os.pathsep.join(["/data", "/scratch"]))
+    ('/data', '/scratch')
+    """
+    if os.pathsep not in text or os.path.exists(text):
+        return (text or ".",)
+    found = tuple(dict.fromkeys(item for item in text.split(os.pathsep) if item))
+    return found or (".",)
+
+
+def space(path: str, portable: bool = False) -> tuple[float, float, float]:
+    """Return size, available bytes and used share of the file system that holds a path.
+
+    Raises
+    ------
+    OSError
+        If it cannot be looked at.
+    """
+    if hasattr(os, "statvfs") and not portable:
+        status = os.statvfs(path)
+        unit = status.f_frsize
+        size, avail, used = status.f_blocks * unit, status.f_bavail * unit, (status.f_blocks - status.f_bfree) * unit
+    else:
+        usage = psutil.disk_usage(path)
+        size, avail, used = usage.total, usage.free, usage.used
+    # As df does: what is reserved for root is neither used nor available.
+    return float(size), float(avail), used / (used + avail) if used + avail else NAN
+
+
+class Disks:
+    """The watched paths; each has its own failures and its own budget.
+
+    The columns are those of the fullest of what can be read: one path that vanished is told once and
+    hides none of the others.
+    """
+
+    def __init__(self, text: str, portable: bool) -> None:
+        self.text = text
+        paths = split_paths(text)
+        self._names = paths
+        self._parts = [Part(f"disk space of {path}", COLUMNS, _reader(path, portable)) for path in paths]
+        self._last: list[Values] = [(NAN, NAN, NAN)] * len(paths)
+
+    def values(self, now: float, tell: Tell, timer: Callable[[], float], timed: bool = True) -> Values:
+        """Return the columns of the fullest."""
+        if len(self._parts) == 1:
+            found = self._last[0] = self._parts[0].values(now, tell, timer, timed)
+            return found
+        self._last = [part.values(now, tell, timer, timed) for part in self._parts]
+        return max(self._last, key=lambda values: -1.0 if math.isnan(values[2]) else values[2])
+
+    def records(self) -> tuple[Disk, ...]:
+        """Return each path's, as of the last reading."""
+        return tuple(Disk(path, *values) for path, values in zip(self._names, self._last, strict=True))
+
+
+def _reader(path: str, portable: bool) -> Callable[[], Values]:
+    return lambda: space(path, portable)
