@@ -126,6 +126,10 @@ def _directory(settings: Settings) -> Iterator[Check]:
     from wiseflow_nb.store.paths import file_system_of, sessions_root
 
     root, why = sessions_root(settings.state_dir)
+    remedy = "set STATE_DIR to a private directory on a local disk"
+    if not root.is_dir():
+        yield Check(FAIL, "sessions", why or f"{root} is no directory", remedy)
+        return
     kind = file_system_of(root)
     mode = stat.S_IMODE(root.stat().st_mode)
     found = f"{root}" + (f" ({kind})" if kind else "") + f", mode {mode:04o}"
@@ -134,7 +138,7 @@ def _directory(settings: Settings) -> Iterator[Check]:
     else:
         yield Check(OK, "sessions", found)
     if why:
-        yield Check(WARN, "sessions", why, "set STATE_DIR to a private directory on a local disk")
+        yield Check(WARN, "sessions", why, remedy)
     if hasattr(os, "statvfs"):
         status = os.statvfs(root)
         left = float(status.f_bavail * status.f_frsize)
@@ -154,6 +158,9 @@ def _recorder(settings: Settings) -> Iterator[Check]:
         yield Check(WARN, "recorder", "on a thread, by setting", "set RECORDER_ENABLED=true to survive a busy kernel")
         return
     root, _ = sessions_root(settings.state_dir)
+    if not root.is_dir():
+        yield Check(FAIL, "recorder", "not tried: there is no directory for it", "see the line about sessions")
+        return
     # Not a session's name: no list shows it.
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=root, ignore_cleanup_errors=True) as above:
         # One deeper: a recorder prunes what lies beside its own directory.

@@ -400,10 +400,20 @@ def test_doctor_tells_what_is_wrong(
 ) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert cli.main(["doctor", "--state-dir", str(blocked)]) == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
-    assert [line.split()[1] for line in lines] == ["directory", "recorder"]
-    assert all("STATE_DIR" in line for line in lines)
+    for name in ("TMPDIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    cli.main(["doctor", "--state-dir", str(blocked), "--json"])
+    told = [
+        check
+        for check in json.loads(capsys.readouterr().out)
+        if check["state"] != "ok" and str(blocked) in check["found"]
+    ]
+    assert told
+    assert "STATE_DIR" in told[0]["found"] + told[0]["remedy"]
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 7, 17))
+    assert cli.main(["doctor"]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
+    assert re.match(r"fail  sqlite +\S+ is older than 3\.24\.0 -> use a newer Python", line)
     monkeypatch.setenv("WISEFLOW_CPU_THRESHOLD", "much")
     assert cli.main(["doctor"]) == 1
     assert "CPU_THRESHOLD" in capsys.readouterr().out

@@ -199,7 +199,7 @@ def missing_lines(facts: Facts) -> list[str]:
     if facts.dropped_rows:
         lines.append(f"{many(facts.dropped_rows, 'row')} dropped: more was recorded than could be written")
     # That the kernel's process cannot be read after its end is no trouble of the recorder's.
-    kinds = ("recorder_", "store_", "probe_failed", "state_dir_fallback", "rows_dropped")
+    kinds = ("recorder_", "store_", "probe_failed", "state_dir_fallback", "rows_dropped", "clock_")
     lines += [
         f"{moment(event.time_seconds)[11:]} {one_line(event.message, 160)}"
         for event in facts.events
