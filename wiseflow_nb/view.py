@@ -45,15 +45,24 @@ from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.store.commands import send, validate
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME, sessions_root
-from wiseflow_nb.store.reader import StoreReader, after_the_end, info_from_meta, list_sessions, session_directory
+from wiseflow_nb.store.reader import (
+    StoreReader,
+    after_the_end,
+    fit_columns,
+    info_from_meta,
+    list_sessions,
+    session_directory,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from wiseflow_nb.resources._archive import Archive
+    from wiseflow_nb.resources._history import Moment, Resolution
+
 SHOWN_ALERTS = 200
 SHOWN_CELLS = 200
-LONGEST_INTERVAL_SECONDS = 3600.0
 
 
 class SessionView(Protocol):
@@ -73,7 +82,8 @@ class SessionView(Protocol):
         """Chart data from ``since_seconds`` (epoch) on: times (n,) and one (n,) float64 array a column.
 
         A column is one of ``SAMPLE_COLUMNS`` or, for a counter ``x_total``, its rate ``x_per_second``.
-        A gap is a row of NaN. More than ``max_points`` samples are decimated, minima and maxima kept.
+        A gap is a row of NaN. More than ``max_points`` samples are decimated, minima and maxima kept;
+        what is older than the raw samples comes from the finest tier that reaches back so far.
         """
         ...
 
@@ -81,7 +91,64 @@ class SessionView(Protocol):
         """One task with everything known (traceback and output included)."""
         ...
 
-    def history(self, *, since: Any = None, until: Any = None, rates: bool = False) -> pd.DataFrame: ...
+    def history(
+        self,
+        *,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        resolution: Resolution | None = None,
+        rates: bool = False,
+    ) -> pd.DataFrame:
+        """The samples as a DataFrame with a UTC index named ``time``: a copy that later samples never change.
+
+        All rows have one resolution. A gap (a suspended machine, a starved sampler) is a row of NaN.
+
+        Parameters
+        ----------
+        since, until
+            First and last moment, both included: seconds since the epoch, a date or its text (UTC
+            where it names no zone), or a time before the newest sample such as ``"-15min"``.
+            Default: all there is.
+        resolution
+            Samples are kept as they are for an hour, in buckets of 10 s for a day and of 60 s for a
+            week. ``None``: the finest of these that reaches back to ``since``; ``"raw"``, ``"10s"``
+            or ``"60s"``: that one, as far as it reaches; any other span up to 7 days (seconds, or as
+            ``"5min"``): rolled up, exactly, from the coarsest that divides it.
+        rates
+            Add ``<counter>_per_second`` for every column ``<counter>_total``; NaN in the first row
+            there is and across gaps.
+
+        Returns
+        -------
+        DataFrame
+            The columns of the schema in base units. In buckets gauges are means, with
+            ``<column>_min`` and ``<column>_max``; counters are as at the bucket's end;
+            ``interval_seconds`` is the time covered; ``sample_count`` the samples. ``attrs``:
+            ``session_id``, ``host``, ``limit_source``, ``version``, ``resolution_seconds`` (0 for
+            raw), ``tier``.
+
+        Raises
+        ------
+        UsageError
+            If a moment or the resolution is none.
+
+        Examples
+        --------
+        >>> from wiseflow_nb import Session
+        >>> with Session() as session:
+        ...     frame = session.history(since="-15min", resolution="10s", rates=True)
+        >>> frame.index.name, frame.attrs["tier"]
+        ('time', '10s')
+        """
+        ...
+
+    def summary(self, **options: Any) -> pd.DataFrame:
+        """One row a column: min, mean, p95, max, last, seconds over the thresholds; ``options`` as of ``history``."""
+        ...
+
+    def busiest(self, n: int = 10, *, by: str = "cpu_utilization_ratio", **options: Any) -> pd.DataFrame:
+        """The ``n`` minutes with the highest mean of ``by``, and what ran in them; ``options`` as of ``history``."""
+        ...
 
     def task_history(self) -> pd.DataFrame: ...
 
@@ -185,43 +252,61 @@ class _StoredFrames:
         ring = self._ring_reader()
         return None if ring is None else ring.latest()
 
-    def rows(self, since_seconds: float = -1e18, until_seconds: float = 1e18) -> np.ndarray:
-        """The samples within [since, until]: older ones from the store, the newest from the ring."""
+    def _archive(self) -> Archive:
         import numpy as np
+
+        from wiseflow_nb.resources._archive import Archive
 
         ring = self._ring_reader()
         newest = ring.read(0)[1] if ring is not None else np.empty((0, len(SAMPLE_COLUMNS)))
-        parts = [newest]
-        if not len(newest) or newest[0, 0] > since_seconds:
-            stored = self._store().sample_blocks(since_seconds, until_seconds)
-            if len(newest):
-                stored = stored[stored[:, 0] < newest[0, 0]]
-            parts.insert(0, stored)
-        rows = np.concatenate(parts)
-        return rows[(rows[:, 0] >= since_seconds) & (rows[:, 0] <= until_seconds)]
+        return Archive(self._store(), fit_columns(newest, len(SAMPLE_COLUMNS)))
+
+    def _thresholds(self) -> Mapping[str, tuple[float, float]]:
+        return thresholds_from(self._store().meta())
+
+    def rows(self, since_seconds: float = -1e18, until_seconds: float = 1e18) -> np.ndarray:
+        """The raw samples within [since, until]: older ones from the store, the newest from the ring."""
+        return self._archive().rows(since_seconds, until_seconds)
 
     def series(
         self, columns: Sequence[str], since_seconds: float, max_points: int = 3600
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        from wiseflow_nb.resources._history import series
+        """Chart data; see ``SessionView.series``."""
+        return self._archive().series(columns, since_seconds, max_points)
 
-        return series(self.rows(since_seconds), columns, since_seconds, max_points)
-
-    def history(self, *, since: Any = None, until: Any = None, rates: bool = False) -> pd.DataFrame:
-        """The samples as a DataFrame with a UTC index; ``since``/``until`` are what pandas reads as a time."""
-        from wiseflow_nb.resources._history import frame
-
+    def history(
+        self,
+        *,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        resolution: Resolution | None = None,
+        rates: bool = False,
+    ) -> pd.DataFrame:
+        """The samples as a DataFrame; see ``SessionView.history``."""
         info = self._store().info(time.time())
         attrs = {
             "session_id": info.session_id,
             "host": info.host,
             "limit_source": info.limit_source,
-            "wiseflow_nb": wiseflow_version(),
+            "version": wiseflow_version(),
         }
-        begin, end = _seconds(since, -1e18), _seconds(until, 1e18)
-        # A rate needs the sample before the range: one interval more, however long it may be.
-        rows = self.rows(begin - LONGEST_INTERVAL_SECONDS, end)
-        return frame(rows, rates=rates, since=begin, until=end, attrs=attrs)
+        return self._archive().history(since=since, until=until, resolution=resolution, rates=rates, attrs=attrs)
+
+    def summary(self, **options: Any) -> pd.DataFrame:
+        """One row a column; see ``SessionView.summary``."""
+        from wiseflow_nb.resources._analysis import summary
+
+        return summary(self.history(**{"rates": True, **options}), self._thresholds())
+
+    def busiest(self, n: int = 10, *, by: str = "cpu_utilization_ratio", **options: Any) -> pd.DataFrame:
+        """The busiest minutes; see ``SessionView.busiest``."""
+        from wiseflow_nb.resources._analysis import busiest
+
+        history = self.history(**{"rates": True, **options})
+        return busiest(history, n, by=by, cells=self.cell_history(), tasks=self.task_history())
+
+    def task_history(self) -> pd.DataFrame:
+        raise NotImplementedError
 
     def alert_history(self) -> pd.DataFrame:
         """Every alert transition: one row each, indexed by time."""
@@ -426,7 +511,7 @@ class StoreView(_StoredFrames, _Verbs):
             alerts=alert_views(store.alerts(), store.acknowledged()),
             cells=tuple(store.cells(SHOWN_CELLS)),
             settings=dict(meta.get("settings", {})),
-            thresholds={name: (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()},
+            thresholds=thresholds_from(meta),
             paused=bool(meta.get("paused", False)),
             shutdown_at_seconds=float(meta.get("shutdown_at") or NAN),
             hold_reason=str(meta.get("hold_reason") or ""),
@@ -502,15 +587,9 @@ def default_view(settings: Settings | None = None) -> SessionView:
     raise SessionNotFoundError(f"no session is recorded in {root}; load the extension in a notebook first")
 
 
-def _seconds(moment: Any, default: float) -> float:
-    if moment is None:
-        return default
-    if isinstance(moment, (int, float)):
-        return float(moment)
-    import pandas as pd
-
-    stamp = pd.Timestamp(moment)
-    return float((stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp).timestamp())
+def thresholds_from(meta: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The thresholds in a session's meta table: (warning, critical) ratios by resource."""
+    return {name: (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()}
 
 
 def _who() -> str:

@@ -72,7 +72,7 @@ def test_a_dear_part_is_read_less_often_and_its_counters_are_unknown_between() -
     start = bench.part._due
     assert [bench.at(start + at)[1] for at in range(3)] == [len(bench.reads) - 2 + at for at in range(3)]
     bench.cost = 0.05
-    for at in range(RUNNING):
+    for at in range(RUNNING + 1):
         bench.at(start + 10 + at)
     assert bench.told == ["probe_slowed"] * 2
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from wiseflow_nb.clock import Clock
-from wiseflow_nb.records import AlertTransition, EventRecord, Limits, Sample
+from wiseflow_nb.records import TIER_RETENTION_SECONDS, AlertTransition, EventRecord, Limits, Sample
 from wiseflow_nb.resources._probe import Probe
 from wiseflow_nb.resources._ring import RingReader, RingWriter
 from wiseflow_nb.resources._rules import AlertPlan, AlertRule
@@ -238,7 +238,8 @@ def test_a_day_of_sampling_with_dashboards_coming_and_going(tmp_path: Path) -> N
             view.close()
             drive(sampler, clock, 600.0 if visit else 900.0)
         writer.write_blocks(partial=True)
-        writer.forget_samples(clock.time() - 3600.0)
+        while writer.forget_samples(clock.time(), TIER_RETENTION_SECONDS):
+            pass
         writer.commit()
         gc.collect()
         if hour >= 3:

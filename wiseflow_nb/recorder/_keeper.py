@@ -22,7 +22,6 @@ COMMIT_SECONDS = 0.25
 COMMAND_POLL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 2.0
 BLOCK_SECONDS = 5.0
-RAW_SECONDS = 86_400.0
 FORGET_SECONDS = 600.0
 RETRY_SECONDS = 1.0
 #: What may wait for a store that fails, before the oldest is given up and counted.
@@ -58,6 +57,7 @@ class Keeper:
         self._failing = False
         self._data_version = -1
         self._end_reason: str | None = None
+        self._more_to_forget = False
         self.lost_rows = 0
 
     # Called on the sampling thread: one append each.
@@ -88,8 +88,11 @@ class Keeper:
                 self._local.append(lambda: self._writer.write_blocks(partial=True))
             if now >= due["forget"]:
                 due["forget"] = now + FORGET_SECONDS
-                self._local.append(lambda: self._writer.forget_samples(clock.time() - RAW_SECONDS))
+                self._local.append(self._forget)
             if now >= due["commit"]:
+                if self._more_to_forget:
+                    self._more_to_forget = False
+                    self._local.append(self._forget)
                 due["commit"] = now + (COMMIT_SECONDS if self._flush() else RETRY_SECONDS)
                 if not self._parent_alive():
                     self._drain()
@@ -111,8 +114,8 @@ class Keeper:
         """Take what the sampler still said, write the end mark, commit."""
         self._drain(0.0)
         now = self._clock.time()
-        self._local.append(lambda: self._writer.write_blocks(partial=True))
         self._local.append(lambda: self._writer.resolve_alerts(now))
+        self._local.append(self._writer.close_tiers)
         self._local.append(lambda: self._writer.meta("heartbeat", now))
         self._local.append(lambda: self._writer.meta("ended_seconds", now))
         self._local.append(lambda: self._writer.meta("end_reason", self._end_reason or "the kernel vanished"))
@@ -179,6 +182,10 @@ class Keeper:
             self._link.send({"t": "synced", "id": message["id"]})
         elif kind == "end":
             self._end_reason = str(message.get("reason", ""))
+
+    def _forget(self) -> None:
+        # A little at each commit, so that none takes long.
+        self._more_to_forget = self._writer.forget_samples(self._clock.time(), self._config.tier_retention_seconds)
 
     def _flush(self) -> bool:
         """Write and commit what waits; on failure keep it, say so once, and return False."""

@@ -10,11 +10,12 @@ message), ``sync``, ``end`` (reason). Recorder to kernel: ``ready``, ``ack`` (se
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from wiseflow_nb.errors import RecorderError
+from wiseflow_nb.records import TIER_RETENTION_SECONDS
 from wiseflow_nb.resources._rules import AlertPlan, rule_from
 from wiseflow_nb.resources._sampler import SamplingPlan
 
@@ -34,7 +35,10 @@ class RecorderSettings:
 
 @dataclass(frozen=True, slots=True)
 class RecorderConfig:
-    """What a recorder is started with. ``pid`` is the kernel's; ``directory`` the session's."""
+    """What a recorder is started with. ``pid`` is the kernel's; ``directory`` the session's.
+
+    ``tier_retention_seconds`` says how long samples are kept in each tier (raw, 10 s, 60 s).
+    """
 
     session_id: str
     directory: str
@@ -45,6 +49,7 @@ class RecorderConfig:
     retention_days: float = 14.0
     resume: bool = False
     own_process: bool = True
+    tier_retention_seconds: Sequence[float] = TIER_RETENTION_SECONDS
 
 
 def encode(message: Mapping[str, Any]) -> bytes:

@@ -1,20 +1,29 @@
-"""Samples as arrays and frames: rates, gaps, decimation. Loads numpy and pandas when first used."""
+"""Samples and buckets as frames and chart data: rates, gaps, decimation. Loads numpy and pandas when first used."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from wiseflow_nb.records import COUNTER_COLUMNS, SAMPLE_COLUMNS
+from wiseflow_nb.errors import UsageError
+from wiseflow_nb.records import COUNTER_COLUMNS, GAUGE_COLUMNS, SAMPLE_COLUMNS
+from wiseflow_nb.resources._buckets import COUNT, HIGH, LOW, VALUE, coarsen, lift
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-Moment = float | str | datetime
+Moment = float | str | datetime | timedelta
+Resolution = float | str | timedelta
+#: Before and after every moment; finite, so that it can be cut to whole spans.
+EARLIEST, LATEST = -1e18, 1e18
+COARSEST_SECONDS = 604_800.0
 _AT = {name: index for index, name in enumerate(SAMPLE_COLUMNS)}
+_GAUGES = [_AT[name] for name in GAUGE_COLUMNS]
 RATES = {name.removesuffix("_total") + "_per_second": name for name in COUNTER_COLUMNS}
 
 
@@ -30,22 +39,127 @@ def rate(times: np.ndarray, values: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     return result
 
 
-def moment(value: Moment | None, default: float) -> float:
+def moment(value: Moment | None, default: float, newest: float = math.nan) -> float:
     """Return seconds since the epoch of a number, a text or a date; one without a zone is UTC.
+
+    A text that begins with a minus sign (``"-15min"``, ``"-2h"``) and a negative ``timedelta`` are
+    counted back from ``newest``, the time of the newest sample, so that they mean the same for a
+    session that has ended.
+
+    Raises
+    ------
+    UsageError
+        If it is no moment.
 
     Examples
     --------
     >>> moment("1970-01-01 00:01", 0.0)
     60.0
+    >>> moment("-1min", 0.0, newest=100.0)
+    40.0
     """
     if value is None:
         return default
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
         return float(value)
     import pandas as pd
 
-    stamp = pd.Timestamp(value)
-    return float((stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp).timestamp())
+    try:
+        if isinstance(value, timedelta) or (isinstance(value, str) and value.strip().startswith("-")):
+            back = -_duration(value)
+            if back > 0:
+                return newest - back if newest == newest else default
+        else:
+            stamp = pd.Timestamp(value)
+            seconds = float((stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp).timestamp())
+            if seconds == seconds:
+                return seconds
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise UsageError(
+        f"{value!r} is no moment; give seconds since the epoch, a date or its text (UTC where it names "
+        'no zone), or a time before the newest sample such as "-15min"'
+    )
+
+
+def _duration(value: str | timedelta) -> float:
+    import pandas as pd
+
+    # "7d" is what people write for days; pandas is about to take "7D" only.
+    text = re.sub(r"(?<=\d)\s*d$", "D", value.strip()) if isinstance(value, str) else value
+    return float(pd.Timedelta(text).total_seconds())
+
+
+def span_of(resolution: Resolution | None) -> float | None:
+    """Return the seconds of a resolution: 0 for raw, None for the one that fits best.
+
+    Raises
+    ------
+    UsageError
+        If it is none.
+
+    Examples
+    --------
+    >>> span_of("raw"), span_of("10s"), span_of("5min"), span_of(0.5), span_of(None)
+    (0.0, 10.0, 300.0, 0.5, None)
+    """
+    if resolution is None:
+        return None
+    if resolution == "raw":
+        return 0.0
+    seconds = math.nan
+    if isinstance(resolution, (int, float)) and not isinstance(resolution, bool):
+        seconds = float(resolution)
+    elif isinstance(resolution, (str, timedelta)):
+        with contextlib.suppress(ValueError, TypeError):
+            seconds = _duration(resolution)
+    if not 0 < seconds <= COARSEST_SECONDS:
+        raise UsageError(
+            f'resolution {resolution!r} is unknown; give None (the finest that reaches back to since), "raw", '
+            f'"10s", "60s", or another span up to 7 days, in seconds or as "5min"'
+        )
+    return seconds
+
+
+def _index(times: np.ndarray) -> pd.DatetimeIndex:
+    import numpy as np
+    import pandas as pd
+
+    # A float of this size is exact to a quarter of a microsecond only; whole ones compare well.
+    stamps = np.rint(times * 1e6).astype("int64").view("datetime64[us]")
+    return pd.DatetimeIndex(stamps, name="time").as_unit("ns").tz_localize("UTC")
+
+
+def _frame(
+    times: np.ndarray,
+    pieces: list[np.ndarray],
+    names: list[str],
+    gaps: np.ndarray,
+    inside: np.ndarray,
+    attrs: Mapping[str, Any],
+) -> pd.DataFrame:
+    """Put columns side by side, cut to a range, with a row of NaN in every gap."""
+    import numpy as np
+    import pandas as pd
+
+    if not inside.all():
+        times, gaps, pieces = times[inside], gaps[inside], [piece[inside] for piece in pieces]
+    values = np.concatenate(pieces, axis=1)
+    at = np.flatnonzero(gaps)
+    at = at[at > 0]
+    if len(at):
+        times = np.insert(times, at, (times[at] + times[at - 1]) / 2)
+        values = np.insert(values, at, np.nan, axis=0)
+    result = pd.DataFrame(values, columns=names, index=_index(times), copy=False)
+    result.attrs.update(attrs)
+    return result
+
+
+def _rates(values: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    monotonic, gaps = values[:, _AT["monotonic_seconds"]], values[:, _AT["gap"]]
+    return np.stack([rate(monotonic, values[:, _AT[counter]], gaps) for counter in RATES.values()], axis=1)
 
 
 def frame(
@@ -58,6 +172,8 @@ def frame(
 ) -> pd.DataFrame:
     """Return samples as a DataFrame with a UTC index named ``time``; always a copy.
 
+    Before a sample that ends a gap there is a row of NaN, half way through the gap.
+
     Parameters
     ----------
     rows
@@ -65,29 +181,77 @@ def frame(
     rates
         Add ``<counter>_per_second`` for each counter.
     since, until
-        First and last moment, both included: seconds since the epoch, a text or a date (UTC
-        where it names no zone).
+        First and last moment, both included; see ``moment``.
     attrs
         Goes to ``DataFrame.attrs``.
     """
-    import numpy as np
-    import pandas as pd
-
     rows = rows.reshape(-1, len(SAMPLE_COLUMNS))
-    index = pd.to_datetime(rows[:, 0].round(6), unit="s", utc=True)
-    result = pd.DataFrame(
-        np.array(rows, copy=True), columns=list(SAMPLE_COLUMNS), index=pd.DatetimeIndex(index, name="time")
-    )
+    times, newest = rows[:, 0], rows[-1, 0] if len(rows) else math.nan
+    first, last = moment(since, -math.inf, newest), moment(until, math.inf, newest)
+    # After the rates: the first row of the range has its rate from the row before.
+    inside = (times >= first) & (times <= last)
+    pieces, names = [rows], list(SAMPLE_COLUMNS)
     if rates:
-        monotonic, gaps = rows[:, _AT["monotonic_seconds"]], rows[:, _AT["gap"]]
-        added = {name: rate(monotonic, rows[:, _AT[counter]], gaps) for name, counter in RATES.items()}
-        result = pd.concat([result, pd.DataFrame(added, index=result.index)], axis=1)
-    if since is not None or until is not None:
-        # After the rates: the first row of the range has its rate from the row before.
-        first, last = moment(since, -math.inf), moment(until, math.inf)
-        result = result[(rows[:, 0] >= first) & (rows[:, 0] <= last)].copy()
-    result.attrs.update(attrs or {})
-    return result
+        pieces.append(_rates(rows))
+        names.extend(RATES)
+    return _frame(times, pieces, names, rows[:, _AT["gap"]], inside, attrs or {})
+
+
+def bucket_frame(
+    buckets: np.ndarray,
+    *,
+    rates: bool = False,
+    since: float = EARLIEST,
+    until: float = LATEST,
+    attrs: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Return buckets as a DataFrame like that of samples, indexed by their start.
+
+    Gauges are means, with ``<column>_min`` and ``<column>_max`` beside them; counters and
+    ``monotonic_seconds`` are as they were at the last sample, so that rates are exact;
+    ``interval_seconds`` is the time that samples cover, gaps left out; ``sample_count`` tells how
+    many there are.
+
+    Parameters
+    ----------
+    buckets
+        Shape (n, 4, columns); see ``_buckets``.
+    rates
+        Add ``<counter>_per_second`` for each counter, from the bucket before to this one.
+    since, until
+        Seconds since the epoch: a bucket that has a sample in between is there.
+    attrs
+        Goes to ``DataFrame.attrs``.
+    """
+    values, lows, highs = buckets[:, VALUE], buckets[:, LOW], buckets[:, HIGH]
+    times = values[:, 0]
+    inside = (highs[:, 0] >= since) & (lows[:, 0] <= until)
+    pieces = [values, lows[:, _GAUGES], highs[:, _GAUGES], buckets[:, COUNT, :1]]
+    names = [*SAMPLE_COLUMNS, *(f"{name}_min" for name in GAUGE_COLUMNS), *(f"{name}_max" for name in GAUGE_COLUMNS)]
+    names.append("sample_count")
+    if rates:
+        pieces.append(_rates(values))
+        names.extend(RATES)
+    return _frame(times, pieces, names, values[:, _AT["gap"]], inside, attrs or {})
+
+
+def raw_history(
+    rows: np.ndarray,
+    *,
+    since: Moment | None = None,
+    until: Moment | None = None,
+    resolution: Resolution | None = None,
+    rates: bool = False,
+    attrs: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Return a history where raw samples are all there is: as they are, or rolled up to ``resolution``."""
+    span = span_of(resolution) or 0.0
+    told = {**(attrs or {}), "resolution_seconds": span, "tier": "raw"}
+    if span == 0.0:
+        return frame(rows, since=since, until=until, rates=rates, attrs=told)
+    newest = rows[-1, 0] if len(rows) else math.nan
+    begin, end = moment(since, EARLIEST, newest), moment(until, LATEST, newest)
+    return bucket_frame(coarsen(lift(rows), span), since=begin, until=end, rates=rates, attrs=told)
 
 
 def series(
@@ -120,6 +284,46 @@ def series(
     return decimate(times, values, max_points)
 
 
+def bucket_series(
+    buckets: np.ndarray, names: Sequence[str], columns: Sequence[str], since_seconds: float, max_points: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Chart data of buckets: each gives its minimum and its maximum, so that peaks stay.
+
+    Parameters
+    ----------
+    buckets
+        Shape (n, 4, len(names)).
+    names
+        What the last axis holds: ``time_seconds``, ``monotonic_seconds``, ``gap`` and what
+        ``columns`` needs.
+    """
+    import numpy as np
+
+    at = {name: index for index, name in enumerate(names)}
+    gaps = buckets[:, VALUE, at["gap"]]
+    bounds = {}
+    for name in columns:
+        if name in RATES:
+            low = rate(buckets[:, VALUE, at["monotonic_seconds"]], buckets[:, VALUE, at[RATES[name]]], gaps)
+            bounds[name] = (low, low)
+        else:
+            planes = (LOW, HIGH) if name in GAUGE_COLUMNS else (VALUE, VALUE)
+            bounds[name] = (buckets[:, planes[0], at[name]], buckets[:, planes[1], at[name]])
+    keep = buckets[:, HIGH, at["time_seconds"]] >= since_seconds
+    starts, ends = buckets[keep, VALUE, at["time_seconds"]], buckets[keep, HIGH, at["time_seconds"]]
+    bounds = {name: (low[keep], high[keep]) for name, (low, high) in bounds.items()}
+    holes = np.flatnonzero(gaps[keep])
+    holes = holes[holes > 0]
+    if len(holes):
+        middle = (starts[holes] + ends[holes - 1]) / 2
+        starts, ends = np.insert(starts, holes, middle), np.insert(ends, holes, middle)
+        bounds = {
+            name: (np.insert(low, holes, np.nan), np.insert(high, holes, np.nan))
+            for name, (low, high) in bounds.items()
+        }
+    return _pairs(starts, ends, bounds, max(1, min(len(starts), max_points // 2)))
+
+
 def decimate(
     times: np.ndarray, columns: Mapping[str, np.ndarray], max_points: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -127,21 +331,29 @@ def decimate(
 
     A bucket with a NaN gives NaN: gaps stay visible.
     """
-    import numpy as np
-
     count = len(times)
     buckets = max(1, max_points // 2)
     if count <= max_points or count <= 2 * buckets:
         return times, dict(columns)
-    starts = (np.arange(buckets) * count) // buckets
-    ends = np.append(starts[1:], count) - 1
-    reduced = np.empty(2 * buckets)
-    reduced[0::2], reduced[1::2] = times[starts], times[ends]
+    return _pairs(times, times, {name: (array, array) for name, array in columns.items()}, buckets)
+
+
+def _pairs(
+    starts: np.ndarray, ends: np.ndarray, bounds: Mapping[str, tuple[np.ndarray, np.ndarray]], groups: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Reduce (low, high) to two points a group: the least at its start, the greatest at its end."""
+    import numpy as np
+
+    count = len(starts)
+    if not count:
+        return starts, {name: low for name, (low, _) in bounds.items()}
+    first = (np.arange(groups) * count) // groups
+    times = np.empty(2 * groups)
+    times[0::2], times[1::2] = starts[first], ends[np.append(first[1:], count) - 1]
     result = {}
-    for name, array in columns.items():
-        contiguous = np.ascontiguousarray(array)
-        both = np.empty(2 * buckets)
-        both[0::2] = np.minimum.reduceat(contiguous, starts)
-        both[1::2] = np.maximum.reduceat(contiguous, starts)
+    for name, (low, high) in bounds.items():
+        both = np.empty(2 * groups)
+        both[0::2] = np.minimum.reduceat(np.ascontiguousarray(low), first)
+        both[1::2] = np.maximum.reduceat(np.ascontiguousarray(high), first)
         result[name] = both
-    return reduced, result
+    return times, result

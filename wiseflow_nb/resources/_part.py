@@ -63,6 +63,7 @@ class Part:
         "_read",
         "_share",
         "_slow",
+        "_slow_told",
         "_watched",
         "columns",
         "name",
@@ -85,7 +86,7 @@ class Part:
         self._due = -math.inf
         self._failures = 0
         self._costs: list[float] = []
-        self._slow = False
+        self._slow = self._slow_told = False
         # Whether something is to be done after a reading that went well.
         self._watched = bool(every)
 
@@ -96,6 +97,10 @@ class Part:
         as a whole have no dear part.
         """
         if now < self._due:
+            if self._slow and not self._slow_told:
+                # Only now: a cadence that is slow anyway leaves nothing out.
+                self._slow_told = True
+                tell("probe_slowed", f"{self.name} takes {self._costs[-1]:.3g} s; it is read less often from now on")
             return self._held
         try:
             if not timed and not self._watched:
@@ -109,22 +114,22 @@ class Part:
             self._failures = 0
             tell("probe_recovered", f"{self.name} can be read again")
         if self._every or cost > CHEAP_SECONDS:
-            self._budget(cost, values, now, tell)
+            self._budget(cost, values, now)
         else:
-            self._costs, self._slow = [], False
+            self._costs, self._slow, self._slow_told = [], False, False
         self._watched = bool(self._every or self._costs)
         return values
 
     def _failed(self, error: BaseException, now: float, tell: Tell) -> Values:
         self._failures += 1
-        self._watched = True
+        self._watched, self._slow = True, False
         self._due = now + min(2.0 ** min(self._failures - 1, 10), LONGEST_BACKOFF_SECONDS)
         self._held = self._nothing
         if self._failures == 1:
             tell("probe_failed", f"{self.name} cannot be read: {error}")
         return self._nothing
 
-    def _budget(self, cost: float, values: Values, now: float, tell: Tell) -> None:
+    def _budget(self, cost: float, values: Values, now: float) -> None:
         self._costs = [*self._costs, cost][-RUNNING:]
         if self._every:
             wait = max(self._every, cost / self._share)
@@ -137,6 +142,4 @@ class Part:
         self._held = tuple(
             math.nan if column.endswith("_total") else value for column, value in zip(self.columns, values, strict=True)
         )
-        if not self._every and not self._slow:
-            self._slow = True
-            tell("probe_slowed", f"{self.name} takes {cost:.3g} s; it is read every {wait:.3g} s from now on")
+        self._slow = not self._every

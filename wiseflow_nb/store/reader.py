@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from wiseflow_nb.errors import SessionNotFoundError, StoreError
 from wiseflow_nb.records import (
     NAN,
     SAMPLE_COLUMNS,
+    TIER_SECONDS,
     AlertTransition,
     CellRecord,
     SessionInfo,
@@ -118,21 +121,68 @@ class StoreReader:
         return [_record(CellRecord, CELL_COLUMNS, row) for row in reversed(rows)]
 
     def sample_blocks(self, since: float = -1e18, until: float = 1e18) -> np.ndarray:
-        """The stored samples that may lie within [since, until]: an array (n, columns) of float64."""
+        """The stored raw samples that may lie within [since, until]: an array (n, columns) of float64."""
+        return self._blocks(0, since, until)[0][:, 0]
+
+    def tier_blocks(self, tier: int, since: float = -1e18, until: float = 1e18) -> tuple[np.ndarray, float]:
+        """The stored buckets of an upper tier that may lie within [since, until].
+
+        Returns
+        -------
+        buckets : ndarray of float64, shape (n, 4, columns)
+            Value, low, high and count; see ``store.tiers``. The parts of a bucket that was written in
+            parts follow one another.
+        covered : float
+            The time of the last sample that the tier has, or -inf.
+        """
+        # Asked first: a block that comes in between is in the blocks, and counts there.
+        (end,) = self.query("SELECT max(end_seconds) FROM samples WHERE tier = ?", (tier,))[0]
+        buckets, last = self._blocks(tier, since, until)
+        return buckets, max(last, -math.inf if end is None else float(end))
+
+    def tier_starts(self) -> tuple[float, ...]:
+        """The time of the first sample of each tier; infinity where it has no block."""
+        found = dict(self.query("SELECT tier, min(start_seconds) FROM samples GROUP BY tier"))
+        return tuple(float(found.get(tier, math.inf)) for tier in range(len(TIER_SECONDS)))
+
+    def last_sample_seconds(self) -> float:
+        """The time of the newest sample in any tier; NaN if there is none."""
+        (end,) = self.query("SELECT max(end_seconds) FROM samples")[0]
+        return NAN if end is None else float(end)
+
+    def _blocks(self, tier: int, since: float, until: float) -> tuple[np.ndarray, float]:
+        """The rows of a tier, shape (n, planes, columns), and the time of the last sample among them."""
         import numpy as np
 
-        rows = self.query(
-            "SELECT data FROM samples WHERE tier = 0 AND end_seconds >= ? AND start_seconds <= ? ORDER BY start_seconds",
-            (since, until),
+        found = self.query(
+            "SELECT data, count, end_seconds FROM samples "
+            "WHERE tier = ? AND end_seconds >= ? AND start_seconds <= ? ORDER BY start_seconds",
+            (tier, since, until),
         )
-        blocks = [np.frombuffer(row[0], dtype="<f8") for row in rows]
-        width = len(SAMPLE_COLUMNS)
-        return np.concatenate(blocks).reshape(-1, width) if blocks else np.empty((0, width))
+        planes, wanted = (1 if tier == 0 else 4), len(SAMPLE_COLUMNS)
+        pieces = []
+        for width, blocks in itertools.groupby(found, lambda row: len(row[0]) // (8 * row[1])):
+            # One array for all blocks of one width: an array a block would cost more than the data.
+            rows = np.frombuffer(b"".join(row[0] for row in blocks), dtype="<f8").reshape(-1, planes, width // planes)
+            pieces.append(fit_columns(rows, wanted))
+        if not pieces:
+            return np.empty((0, planes, wanted)), -math.inf
+        return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)), max(row[2] for row in found)
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+
+def fit_columns(rows: np.ndarray, wanted: int) -> np.ndarray:
+    """Return rows of an older version, which knew fewer columns, with NaN in those that it did not know."""
+    import numpy as np
+
+    missing = wanted - rows.shape[-1]
+    if missing <= 0:
+        return rows[..., :wanted]
+    return np.concatenate((rows, np.full((*rows.shape[:-1], missing), np.nan)), axis=-1)
 
 
 def _record(cls: type[Any], columns: Sequence[str], row: Sequence[Any]) -> Any:

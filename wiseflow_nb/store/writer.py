@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wiseflow_nb.errors import StoreError
-from wiseflow_nb.records import SAMPLE_COLUMNS, AlertTransition, Sample, to_json_dict
+from wiseflow_nb.records import TIER_RETENTION_SECONDS, AlertTransition, Sample, to_json_dict
+from wiseflow_nb.store._samples import SampleWriter
 from wiseflow_nb.store.schema import (
     ALERT_COLUMNS,
     CELL_COLUMNS,
@@ -21,9 +21,7 @@ from wiseflow_nb.store.schema import (
     migrate,
 )
 
-BLOCK_ROWS = 60
 MAX_TEXT = 100_000
-_PACK = struct.Struct(f"<{len(SAMPLE_COLUMNS)}d")
 
 
 def _upsert(table: str, columns: Sequence[str]) -> str:
@@ -76,9 +74,6 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._block: list[Sample] = []
-        # Full blocks, and the open one, that no commit has made durable yet.
-        self._unsaved: list[list[Sample]] = []
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600))
             os.chmod(path, 0o600)
@@ -89,10 +84,10 @@ class StoreWriter:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             migrate(self._db, str(path))
+            self._samples = SampleWriter(self._db)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{path} cannot be opened for recording: {error}") from error
         self._in_transaction = False
-        self._blocks_in_transaction = 0
 
     def begin(self) -> None:
         """Open a transaction unless one is open."""
@@ -105,14 +100,13 @@ class StoreWriter:
         if self._in_transaction:
             self._db.execute("COMMIT")
             self._in_transaction = False
-            del self._unsaved[: self._blocks_in_transaction]
-            self._blocks_in_transaction = 0
+            self._samples.committed()
 
     def rollback(self) -> None:
         """Give up the open transaction, if any."""
         if self._in_transaction:
             self._in_transaction = False
-            self._blocks_in_transaction = 0
+            self._samples.rolled_back()
             self._db.execute("ROLLBACK")
 
     def apply(self, rows: Iterable[Sequence[Any]]) -> int:
@@ -168,34 +162,38 @@ class StoreWriter:
         )
 
     def sample(self, sample: Sample) -> None:
-        """Take one sample into the open block; in memory only until ``write_blocks``."""
-        self._block.append(sample)
-        if len(self._block) >= BLOCK_ROWS:
-            self._unsaved.append(self._block)
-            self._block = []
+        """Take one sample into the open block and the open buckets; in memory only until ``write_blocks``."""
+        self._samples.add(sample)
 
     @property
     def full_blocks(self) -> int:
         """How many full blocks wait to be written."""
-        return len(self._unsaved)
+        return self._samples.full_blocks
 
     def write_blocks(self, *, partial: bool) -> None:
         """Write the full blocks and, on demand, the open one, which is written over when it has grown."""
-        for block in [*self._unsaved, *([self._block] if partial and self._block else [])]:
+        if self._samples.has_blocks(partial):
             self.begin()
-            data = b"".join(_PACK.pack(*row) for row in block)
-            self._db.execute(
-                "INSERT OR REPLACE INTO samples VALUES (0, ?, ?, ?, ?)",
-                (block[0].time_seconds, block[-1].time_seconds, len(block), data),
-            )
-        self._blocks_in_transaction = len(self._unsaved)
+            self._samples.write(partial)
 
-    def forget_samples(self, before_seconds: float) -> None:
-        """Delete the blocks of samples that end before a moment, and give pages back in small steps."""
+    def close_tiers(self) -> None:
+        """Write the open buckets of the upper tiers too, as far as they go: the end of a recording."""
+        self._samples.close_buckets()
+        self.write_blocks(partial=True)
+
+    def forget_samples(self, now: float, retention: Sequence[float] = TIER_RETENTION_SECONDS) -> bool:
+        """Delete a few blocks of samples older than their tier keeps, and give pages back; return whether more wait.
+
+        Parameters
+        ----------
+        now
+            Seconds since the epoch.
+        retention
+            Seconds that each tier keeps. No raw sample goes before the tiers above have it in a
+            block of theirs.
+        """
         self.begin()
-        self._db.execute("DELETE FROM samples WHERE end_seconds < ?", (before_seconds,))
-        self.commit()
-        self._db.execute("PRAGMA incremental_vacuum(200)").fetchall()
+        return self._samples.forget(now, retention)
 
     def data_version(self) -> int:
         """A number that changes when another connection has committed."""

@@ -1,0 +1,171 @@
+"""Samples on their way into blocks: the raw ones and the buckets of the upper tiers.
+
+A block is one row of the table ``samples``: its tier, the times of its first and last sample, the
+number of its rows, and the rows as float64, little-endian. Raw blocks are written over as they grow;
+blocks of the upper tiers are written once, when full. What is missing at their end is in raw
+samples still: a reader rolls it up itself, and so does the next writer.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import struct
+from collections.abc import Sequence
+
+from wiseflow_nb.records import TIER_SECONDS, Sample
+from wiseflow_nb.store.tiers import BUCKET_WIDTH, WIDTH, BucketRow, Rollup
+
+#: Rows in a full block of each tier: 10 min of 10 s (79 kB), 30 min of 60 s (39 kB). Both spans lie
+#: within the hour that raw samples are kept for.
+BLOCK_ROWS: tuple[int, ...] = (60, 60, 30)
+#: Blocks that one call of ``forget`` deletes in each tier: 1.9 MB in all, some milliseconds.
+FORGET_BLOCKS = 16
+#: Pages of 4 kB that one call gives back to the file system.
+FORGET_PAGES = 500
+
+_SAMPLE = struct.Struct(f"<{WIDTH}d")
+_BUCKET = struct.Struct(f"<{BUCKET_WIDTH}d")
+# Where a bucket's row has the times of its first and its last sample.
+_FIRST_TIME, _LAST_TIME = WIDTH, 2 * WIDTH
+
+
+class _Tier:
+    """The open bucket, the open block and the full blocks of one upper tier."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.rollup = Rollup(TIER_SECONDS[number])
+        self._block: list[BucketRow] = []
+        self.unsaved: list[list[BucketRow]] = []
+
+    def add(self, sample: Sequence[float]) -> None:
+        self._take(self.rollup.add(sample))
+
+    def close(self) -> None:
+        """End the open bucket and the open block."""
+        self._take(self.rollup.close())
+        if self._block:
+            self.unsaved.append(self._block)
+            self._block = []
+
+    def _take(self, row: BucketRow | None) -> None:
+        if row is None:
+            return
+        self._block.append(row)
+        if len(self._block) >= BLOCK_ROWS[self.number]:
+            self.unsaved.append(self._block)
+            self._block = []
+
+
+class SampleWriter:
+    """Collect samples and write them through a connection whose transactions another one bounds.
+
+    A new one goes on where the file ends: raw samples that an upper tier does not have in a block
+    are rolled up again, each exactly once.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._block: list[Sample] = []
+        # Full blocks that no commit has made durable yet, and how many the open transaction holds.
+        self._unsaved: list[list[Sample]] = []
+        self._tiers = tuple(_Tier(number) for number in range(1, len(TIER_SECONDS)))
+        self._written: tuple[int, ...] = (0,) * len(TIER_SECONDS)
+        for tier in self._tiers:
+            self._replay(tier)
+
+    def _replay(self, tier: _Tier) -> None:
+        covered = self._covered(tier.number)
+        rows = self._db.execute(
+            "SELECT data FROM samples WHERE tier = 0 AND end_seconds > ? AND length(data) = count * ? "
+            "ORDER BY start_seconds",
+            (covered, _SAMPLE.size),
+        )
+        for (data,) in rows:
+            for row in _SAMPLE.iter_unpack(data):
+                if row[0] > covered:
+                    tier.add(row)
+
+    def _covered(self, number: int) -> float:
+        """The time of the last sample that a tier has in a block."""
+        (end,) = self._db.execute("SELECT max(end_seconds) FROM samples WHERE tier = ?", (number,)).fetchone()
+        return -math.inf if end is None else float(end)
+
+    def add(self, sample: Sample) -> None:
+        """Take one sample."""
+        self._block.append(sample)
+        if len(self._block) >= BLOCK_ROWS[0]:
+            self._unsaved.append(self._block)
+            self._block = []
+        for tier in self._tiers:
+            tier.add(sample)
+
+    @property
+    def full_blocks(self) -> int:
+        """How many full blocks wait, in all tiers."""
+        return len(self._unsaved) + sum(len(tier.unsaved) for tier in self._tiers)
+
+    def has_blocks(self, partial: bool) -> bool:
+        """Whether ``write`` would write anything."""
+        return bool(self.full_blocks or (partial and self._block))
+
+    def write(self, partial: bool) -> None:
+        """Write what is full and, on demand, the open raw block."""
+        for block in [*self._unsaved, *([self._block] if partial and self._block else [])]:
+            data = b"".join(_SAMPLE.pack(*row) for row in block)
+            self._db.execute(
+                "INSERT OR REPLACE INTO samples VALUES (0, ?, ?, ?, ?)",
+                (block[0].time_seconds, block[-1].time_seconds, len(block), data),
+            )
+        for tier, done in zip(self._tiers, self._written[1:], strict=True):
+            for rows in tier.unsaved[done:]:
+                packed = b"".join(_BUCKET.pack(*row) for row in rows)
+                start = self._free_start(tier.number, rows[0][_FIRST_TIME])
+                self._db.execute(
+                    "INSERT INTO samples VALUES (?, ?, ?, ?, ?)",
+                    (tier.number, start, rows[-1][_LAST_TIME], len(rows), packed),
+                )
+        self._written = (len(self._unsaved), *(len(tier.unsaved) for tier in self._tiers))
+
+    def _free_start(self, number: int, start: float) -> float:
+        # The clock may have been set back: a block of the same moment is another block, not this one.
+        while self._db.execute(
+            "SELECT 1 FROM samples WHERE tier = ? AND start_seconds = ?", (number, start)
+        ).fetchone():
+            start = math.nextafter(start, math.inf)
+        return start
+
+    def close_buckets(self) -> None:
+        """End the open buckets and blocks of the upper tiers; what comes after begins new ones."""
+        for tier in self._tiers:
+            tier.close()
+
+    def committed(self) -> None:
+        """What was written is durable."""
+        del self._unsaved[: self._written[0]]
+        for tier, done in zip(self._tiers, self._written[1:], strict=True):
+            del tier.unsaved[:done]
+        self._written = (0,) * len(self._written)
+
+    def rolled_back(self) -> None:
+        """What was written since the last commit is not in the file."""
+        self._written = (0,) * len(self._written)
+
+    def forget(self, now: float, retention: Sequence[float]) -> bool:
+        """Delete the oldest blocks that are too old, a few in each tier; return whether more of them wait."""
+        more = False
+        covered = min(self._covered(tier.number) for tier in self._tiers)
+        for number, seconds in enumerate(retention):
+            before = now - seconds
+            if number == 0:
+                before = min(before, covered)
+            starts = self._db.execute(
+                "SELECT start_seconds FROM samples WHERE tier = ? AND end_seconds < ? ORDER BY start_seconds LIMIT ?",
+                (number, before, FORGET_BLOCKS),
+            ).fetchall()
+            for (start,) in starts:
+                self._db.execute("DELETE FROM samples WHERE tier = ? AND start_seconds = ?", (number, start))
+            more = more or len(starts) == FORGET_BLOCKS
+        self._db.execute(f"PRAGMA incremental_vacuum({FORGET_PAGES})").fetchall()
+        return more
