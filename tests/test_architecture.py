@@ -19,8 +19,8 @@ FLOORS: dict[int, set[str]] = {
     5: {"dashboard"},
     4: {"doctor", "session"},
     3: {"governor", "recorder", "tasks", "text", "verbs", "view"},
-    2: {"metrics", "pool", "report", "resources", "store"},
-    1: {"config", "context", "events", "frames", "lines", "sizing"},
+    2: {"pool", "report", "resources", "store"},
+    1: {"config", "context", "events", "frames", "lines", "metrics", "sizing"},
     0: {"clock", "errors", "futures", "quantities", "records"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

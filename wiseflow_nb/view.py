@@ -15,13 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import psutil
-
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings, load_settings
-from wiseflow_nb.errors import SessionNotFoundError, UsageError, WiseflowError
-from wiseflow_nb.frames import EXPORTS, alert_frame, cell_frame, event_frame, export_frame, task_frame
-from wiseflow_nb.metrics import metrics_text
+from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
+from wiseflow_nb.frames import alert_frame, cell_frame, event_frame, task_frame
 from wiseflow_nb.records import (
     NAN,
     SAMPLE_COLUMNS,
@@ -40,7 +37,7 @@ from wiseflow_nb.records import (
     alert_view,
     from_json_dict,
 )
-from wiseflow_nb.report import Report, gather
+from wiseflow_nb.report import Telling
 from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.store.commands import send, validate
 from wiseflow_nb.store.identity import identify
@@ -219,8 +216,10 @@ class LocalSession(Protocol):
     def perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult: ...
 
 
-class _StoredFrames:
+class _StoredFrames(Telling):
     """The reading half that both views share: frames and chart data come from the file and the ring."""
+
+    _identify = staticmethod(identify)
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -244,9 +243,6 @@ class _StoredFrames:
 
     def _barrier(self) -> None:
         """Before frames are read: let what is on its way arrive."""
-
-    def snapshot(self, since_rev: int = 0) -> Snapshot:
-        raise NotImplementedError
 
     def _latest(self) -> Sample | None:
         ring = self._ring_reader()
@@ -323,31 +319,6 @@ class _StoredFrames:
         self._barrier()
         rows = self._store().query("SELECT time_seconds, kind, message, data FROM events ORDER BY id")
         return event_frame(EventRecord(row[0], row[1], row[2], json.loads(row[3] or "{}")) for row in rows)
-
-    def report(self) -> Report:
-        """How the session stands or ended: what was running, the last minutes, the likeliest cause."""
-        self._barrier()
-        store, now, here = self._store(), time.time(), identify()
-        facts = gather(
-            store,
-            self.rows,
-            store.info(now),
-            now=now,
-            host=here.host,
-            boot_id=here.boot_id,
-            boot_seconds=psutil.boot_time(),
-        )
-        return Report.of(facts)
-
-    def metrics(self) -> str:
-        """How things stand, as Prometheus text (extra ``prometheus``); see ``wiseflow_nb.metrics``."""
-        return metrics_text(self.snapshot())
-
-    def export(self, path: str | os.PathLike[str], what: str = "history") -> Path:
-        """Write history, tasks, alerts, cells or events to ``path``, by its suffix Parquet or CSV."""
-        if what not in EXPORTS:
-            raise UsageError(f"there is no table {what[:64]!r}; give one of {', '.join(EXPORTS)}")
-        return export_frame(getattr(self, EXPORTS[what])(), Path(path))
 
     def sessions(self) -> list[SessionInfo]:
         """Every session of this user, live ones first, newest first."""

@@ -4,5 +4,6 @@ from wiseflow_nb.report._diagnose import diagnose
 from wiseflow_nb.report._facts import Cause, Confidence, Facts, Growth, Shutdown
 from wiseflow_nb.report._gather import gather
 from wiseflow_nb.report._report import Report
+from wiseflow_nb.report._telling import Telling
 
-__all__ = ["Cause", "Confidence", "Facts", "Growth", "Report", "Shutdown", "diagnose", "gather"]
+__all__ = ["Cause", "Confidence", "Facts", "Growth", "Report", "Shutdown", "Telling", "diagnose", "gather"]
