@@ -152,7 +152,7 @@ def test_a_report_tells_cause_work_figures_alerts_and_gaps(view: StoreView) -> N
         "limit 1.0 GB",
         "20260101-000000-abcdef",
         "crashed: its recorder saw the kernel go",
-        "OOM kills of the container: 0 in the first sample",
+        "OOM kills counted: 0 in the first sample",
         "critical: memory is high: grow (grow, since",
         "open at the end",
         "1 gap in the samples",

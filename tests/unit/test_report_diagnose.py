@@ -57,7 +57,16 @@ def dead(kills: float = 0.0, seconds: int = 2) -> tuple[Sample, ...]:
     return tuple(sample(END + after, NAN, used=20 * MB, kills=kills) for after in range(1, seconds + 1))
 
 
-INFO = SessionInfo("20260101-000000-abcdef", SessionState.CRASHED, "etl", "here", 7, START, last_seen_seconds=END)
+INFO = SessionInfo(
+    "20260101-000000-abcdef",
+    SessionState.CRASHED,
+    "etl",
+    "here",
+    7,
+    START,
+    last_seen_seconds=END,
+    limit_source="memory: cgroup2:/job, cpu: host",
+)
 CRASHED = Facts(
     INFO,
     now_seconds=END + 1000,
@@ -141,7 +150,7 @@ CASES: dict[str, tuple[Facts, list[tuple[str, Confidence]], list[str]]] = {
     "oom killer": (
         replace(CRASHED, samples=alive(980 * MB) + dead(kills=1)),
         [("oom", Confidence.CERTAIN)],
-        ["OOM kills of the container: 0 at", "(kernel there), 1 at", "(kernel gone)", "980 MB of 1.0 GB (98 %)"],
+        ["OOM kills counted: 0 at", "(kernel there), 1 at", "(kernel gone)", "980 MB of 1.0 GB (98 %)"],
     ),
     "oom killer, although the use was low a sample ago": (
         replace(CRASHED, samples=alive(200 * MB, kills=3) + dead(kills=4)),
@@ -156,7 +165,27 @@ CASES: dict[str, tuple[Facts, list[tuple[str, Confidence]], list[str]]] = {
     "oom killer long before": (
         replace(CRASHED, samples=(sample(END - 280), sample(END - 270, kills=1), *alive(kills=1), *dead(kills=1))),
         [("vanished", Confidence.UNKNOWN)],
-        ["OOM kills of the container: 1 before the kernel's end, 1 after it"],
+        ["OOM kills counted: 1 before the kernel's end, 1 after it"],
+    ),
+    "oom killer, counted while the kernel was still going": (
+        replace(CRASHED, samples=(*alive(process_count=3)[:-1], sample(END, kills=1, process_count=3), *dead(kills=1))),
+        [("oom", Confidence.CERTAIN)],
+        ["0 at", "1 at"],
+    ),
+    "oom killer, of a worker a moment before": (
+        replace(CRASHED, samples=(*alive(process_count=3)[:-1], sample(END, kills=1, process_count=2), *dead(kills=1))),
+        [("oom", Confidence.LIKELY)],
+        ["0 at", "1 at"],
+    ),
+    "oom killer, of another process after the kernel had gone": (
+        replace(CRASHED, samples=(*alive(), *dead(), sample(END + 3, NAN, kills=1))),
+        [("oom", Confidence.LIKELY)],
+        ["0 at", "1 at", "(kernel gone)"],
+    ),
+    "oom killer, but the kernel was never seen": (
+        replace(CRASHED, samples=(sample(END - 1, NAN), sample(END, NAN, kills=1))),
+        [("oom", Confidence.LIKELY)],
+        ["0 at", "1 at"],
     ),
     "the counter was unreadable in between": (
         replace(CRASHED, samples=(*alive(), sample(END + 1, NAN, kills=NAN), sample(END + 2, NAN, kills=1))),
@@ -171,7 +200,7 @@ CASES: dict[str, tuple[Facts, list[tuple[str, Confidence]], list[str]]] = {
     "at the limit where no kills are counted": (
         replace(CRASHED, samples=alive(990 * MB, kills=NAN) + dead(kills=NAN)),
         [("memory", Confidence.LIKELY)],
-        ["not counted here"],
+        ["nothing counts them here"],
     ),
     "at the limit, yet no kill was counted": (
         replace(CRASHED, samples=alive(990 * MB) + dead()),
@@ -278,6 +307,13 @@ def test_the_causes_of(name: str) -> None:
         assert cause.sentence.endswith(".")
         assert cause.evidence
         assert "nan" not in evidence
+
+
+def test_what_was_out_of_memory_is_what_the_limit_belongs_to() -> None:
+    facts = replace(CRASHED, samples=alive(980 * MB) + dead(kills=1))
+    assert "the container was out of memory (limit 1.0 GB)" in diagnose(facts)[0].sentence
+    bare = replace(facts, info=replace(INFO, limit_source="memory: host, cpu: cgroup2:/job"))
+    assert "the machine was out of memory (limit 1.0 GB)" in diagnose(bare)[0].sentence
 
 
 def test_without_evidence_nothing_is_guessed() -> None:

@@ -24,6 +24,8 @@ NEAR_SECONDS = 60.0
 #: A machine that starts this soon after the last sign of life took the session with it.
 REBOOT_SECONDS = 600.0
 SUSPENDED_SECONDS = 30.0
+#: A killed process with much memory is seen so much longer.
+DYING_SECONDS = 2.0
 #: Pauses of the sampler and of the clock below this are rounding.
 CLOCK_SLACK_SECONDS = 2.0
 _NO_SPACE = ("no space left", "disk is full", "database or disk is full", "errno 28")
@@ -147,28 +149,43 @@ def oom_rises(samples: tuple[Sample, ...]) -> Iterator[tuple[Sample, Sample]]:
 
 def _oom_kill(facts: Facts, grown: tuple[Growth, ...]) -> Cause | None:
     alive, end = facts.last_alive, facts.end_seconds
+    where = "container" if facts.info.limit_source.startswith("memory: cgroup") else "machine"
     for before, after in reversed(list(oom_rises(facts.samples))):
         if end - after.time_seconds > NEAR_SECONDS:
             return None
-        at_death = alive is None or after.time_seconds > alive.time_seconds
+        at_death = alive is not None and _took_the_kernel(before, after, alive)
         kills = after.container_memory_oom_kills_total - before.container_memory_oom_kills_total
         line = (
-            f"OOM kills of the container: {before.container_memory_oom_kills_total:.0f} at {_clock(before)}"
+            f"OOM kills counted: {before.container_memory_oom_kills_total:.0f} at {_clock(before)}"
             f"{_presence(before)}, {after.container_memory_oom_kills_total:.0f} at {_clock(after)}{_presence(after)}"
         )
         evidence = (line, *_memory_lines(facts), *growth_lines(grown))
         limit = f" (limit {size(alive.memory_limit_bytes)})" if alive is not None else ""
         named = f", while {grown[0].label} grew" if grown else ""
         if at_death:
-            sentence = f"The OOM killer killed the kernel: the container was out of memory{limit}{named}."
+            sentence = f"The OOM killer killed the kernel: the {where} was out of memory{limit}{named}."
             return Cause("oom", sentence, Confidence.CERTAIN, evidence)
-        ago = duration(end - after.time_seconds)
+        apart = duration(abs(end - after.time_seconds))
+        when = "before" if after.time_seconds <= end else "after"
         sentence = (
-            f"The OOM killer was at work {ago} before the kernel vanished ({kills:.0f} killed){named}: "
-            "the container was out of memory."
+            f"The OOM killer was at work {apart} {when} the kernel was last seen ({kills:.0f} killed){named}: "
+            f"the {where} was out of memory."
         )
         return Cause("oom", sentence, Confidence.LIKELY, evidence)
     return None
+
+
+def _took_the_kernel(before: Sample, after: Sample, alive: Sample) -> bool:
+    """Whether the kill that was counted between two samples was the kernel's; ``alive`` is the last with it.
+
+    A kill is counted just before its signal is sent. So one that is counted after the kernel had gone
+    was of another process, and one that is counted in the kernel's last moments was the kernel's,
+    unless a process of its tree went then.
+    """
+    if after.time_seconds > alive.time_seconds:
+        return before.time_seconds <= alive.time_seconds
+    dying = alive.time_seconds - after.time_seconds <= DYING_SECONDS
+    return dying and not alive.process_count < before.process_count
 
 
 def _presence(sample: Sample) -> str:
@@ -176,7 +193,8 @@ def _presence(sample: Sample) -> str:
 
 
 def _clock(sample: Sample) -> str:
-    return f"{moment(sample.time_seconds)[11:]}.{sample.time_seconds % 1 * 10:.0f}"[:10]
+    at = sample.time_seconds
+    return f"{moment(at)[11:]}.{int(at % 1 * 10)}" if math.isfinite(at) else UNKNOWN
 
 
 def _memory_at_limit(facts: Facts, grown: tuple[Growth, ...]) -> Cause | None:
@@ -253,12 +271,12 @@ def _oom_line(facts: Facts) -> str:
     alive, after = facts.last_alive, facts.after_death
     count = alive.container_memory_oom_kills_total if alive is not None else math.nan
     if not math.isfinite(count):
-        return "OOM kills of the container: not counted here"
+        return "OOM kills counted: unknown, nothing counts them here"
     later = [item.container_memory_oom_kills_total for item in after]
     later = [item for item in later if math.isfinite(item)]
     if not later:
-        return f"OOM kills of the container: {count:.0f} in the last sample; there is none from after the kernel's end"
-    return f"OOM kills of the container: {count:.0f} before the kernel's end, {later[-1]:.0f} after it"
+        return f"OOM kills counted: {count:.0f} in the last sample; there is none from after the kernel's end"
+    return f"OOM kills counted: {count:.0f} before the kernel's end, {later[-1]:.0f} after it"
 
 
 def _rebooted(facts: Facts) -> Cause | None:

@@ -182,7 +182,7 @@ def _alerts(facts: Facts) -> str:
 
 
 def _record(facts: Facts) -> str:
-    return _pairs([("OOM kills", _text.oom_text(facts))]) + _list(_text.missing_lines(facts))
+    return _pairs([("OOM kills counted", _text.oom_text(facts))]) + _list(_text.missing_lines(facts))
 
 
 def _memory(facts: Facts) -> str:

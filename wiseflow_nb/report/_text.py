@@ -181,7 +181,7 @@ def oom_text(facts: Facts) -> str:
     """The same in words."""
     start, end = oom_counts(facts)
     if not math.isfinite(start) and not math.isfinite(end):
-        return "not counted here"
+        return "unknown, nothing counts them here"
     at = moment(facts.first.time_seconds)[11:] if facts.first is not None else UNKNOWN
     told = [f"{count:.0f}" if math.isfinite(count) else UNKNOWN for count in (start, end)]
     return f"{told[0]} in the first sample ({at}), {told[1]} in the last"
@@ -198,6 +198,9 @@ def missing_lines(facts: Facts) -> list[str]:
         lines.append(f"{many(len(gaps), 'gap')} in the samples of the last minutes, the longest {duration(longest)}")
     if facts.dropped_rows:
         lines.append(f"{many(facts.dropped_rows, 'row')} dropped: more was recorded than could be written")
+    # What stands against the recording as a whole, where the record says so.
+    notice = one_line(str(getattr(facts.info, "notice", "")), 200)
+    lines += [notice] if notice else []
     # That the kernel's process cannot be read after its end is no trouble of the recorder's.
     kinds = ("recorder_", "store_", "probe_failed", "state_dir_fallback", "rows_dropped", "clock_")
     lines += [
@@ -242,7 +245,7 @@ def report_text(report: Report, width: int = 0) -> str:
         for severity, rule, since, state, message in alert_rows(facts)
     ]
     parts.append("\n".join(("alerts of the last minutes", *(alerts or ["  none"]))))
-    parts.append(f"OOM kills of the container: {oom_text(facts)}")
+    parts.append(f"OOM kills counted: {oom_text(facts)}")
     parts.append("\n".join(("the record itself", *(f"  {line}" for line in missing_lines(facts)))))
     return "\n\n".join(parts)
 
