@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wiseflow_nb.errors import MissingExtraError, UsageError
-from wiseflow_nb.records import AlertTransition, CellRecord, EventRecord, TaskRecord
+from wiseflow_nb.records import AlertTransition, AlertView, CellRecord, EventRecord, TaskRecord, to_json_dict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +69,13 @@ def cell_frame(records: Iterable[CellRecord]) -> pd.DataFrame:
 def event_frame(records: Iterable[EventRecord]) -> pd.DataFrame:
     """One row an event, indexed by ``time``."""
     return _frame(EventRecord, records, "time")
+
+
+def span_frame(records: Iterable[CellRecord] | Iterable[AlertView]) -> pd.DataFrame:
+    """Cells or alerts with their fields as they are, moments in seconds: what a figure marks."""
+    import pandas as pd
+
+    return pd.DataFrame([to_json_dict(record) for record in records])
 
 
 def finding_frame(findings: Iterable[Any]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
-from wiseflow_nb.frames import alert_frame, cell_frame, event_frame, task_frame
+from wiseflow_nb.frames import alert_frame, cell_frame, event_frame, span_frame, task_frame
 from wiseflow_nb.records import (
     NAN,
     SAMPLE_COLUMNS,
@@ -300,6 +300,19 @@ class _StoredFrames(Telling):
 
         history = self.history(**{"rates": True, **options})
         return busiest(history, n, by=by, cells=self.cell_history(), tasks=self.task_history())
+
+    def plot(self, *, theme: str = "light", **options: Any) -> Any:
+        """The history as a themed ``plotly.graph_objects.Figure`` (light or dark); ``options`` go to ``history``."""
+        # What draws is on a floor above; it is named here and loaded when somebody asks for a picture.
+        import importlib
+
+        figures = importlib.import_module("wiseflow_nb.dashboard._figures")
+        history = self.history(**{"rates": True, **options})
+        self._barrier()
+        cells, alerts = self._store().cells(), alert_views(self._store().alerts(), frozenset())
+        return figures.figure(
+            history, self._thresholds(), cells=span_frame(cells), alerts=span_frame(alerts), theme=theme
+        )
 
     def task_history(self) -> pd.DataFrame:
         raise NotImplementedError

@@ -16,6 +16,7 @@ from wiseflow_nb.records import Sample, SessionState, TaskRecord, TaskState, to_
 from wiseflow_nb.store.commands import VERBS, send, validate
 from wiseflow_nb.store.identity import identify, is_alive
 from wiseflow_nb.store.paths import (
+    DATABASE_NAME,
     file_system_of,
     new_session_id,
     private_directory,
@@ -23,6 +24,7 @@ from wiseflow_nb.store.paths import (
     valid_session_id,
 )
 from wiseflow_nb.store.reader import StoreReader, after_the_end, list_sessions, session_directory
+from wiseflow_nb.store.schema import MIGRATIONS
 from wiseflow_nb.store.writer import StoreWriter
 
 
@@ -225,3 +227,20 @@ def test_frames_have_utc_times_and_types() -> None:
     assert frame.loc["t1", "state"] == "completed"
     assert frame.loc["t1", "priority"] == "normal"
     assert len(task_frame([])) == 0
+
+
+def test_a_file_of_an_earlier_version_is_read_as_it_is(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / DATABASE_NAME, isolation_level=None)
+    for statement in MIGRATIONS[0]:
+        database.execute(statement)
+    database.execute("PRAGMA user_version = 1")
+    database.execute(
+        "INSERT INTO alerts (alert_id, rule, resource, kind, from_state, to_state, severity, value, threshold, peak, "
+        "started_seconds, time_seconds, message, top_processes) VALUES "
+        "('a', 'cpu high', 'cpu', 'fired', 'pending', 'firing', 'warning', 0.8, 0.7, 0.8, 1, 2, 'said', '[]')"
+    )
+    database.close()
+    reader = StoreReader(tmp_path)
+    (alert,) = reader.alerts()
+    reader.close()
+    assert (alert.message, alert.unit, alert.silenced) == ("said", "ratio", False)

@@ -106,8 +106,14 @@ class StoreReader:
 
     def alerts(self, limit: int = 1000) -> list[AlertTransition]:
         """The newest alert transitions, oldest first."""
-        rows = self.query(f"SELECT {', '.join(ALERT_COLUMNS)} FROM alerts ORDER BY rowid DESC LIMIT ?", (limit,))
-        return [_record(AlertTransition, ALERT_COLUMNS, row) for row in reversed(rows)]
+        columns = self._present("alerts", ALERT_COLUMNS)
+        rows = self.query(f"SELECT {', '.join(columns)} FROM alerts ORDER BY rowid DESC LIMIT ?", (limit,))
+        return [_record(AlertTransition, columns, row) for row in reversed(rows)]
+
+    def _present(self, table: str, columns: Sequence[str]) -> tuple[str, ...]:
+        """Those of the columns that the file has: one of an earlier version, read only, is not migrated."""
+        there = {row[1] for row in self.query(f"PRAGMA table_info({table})")}
+        return tuple(name for name in columns if name in there)
 
     def acknowledged(self) -> frozenset[str]:
         """The ids of the alerts that somebody acknowledged."""
