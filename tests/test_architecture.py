@@ -17,10 +17,10 @@ ROOT = Path(wiseflow_nb.__file__).parent
 FLOORS: dict[int, set[str]] = {
     6: {"__init__", "__main__", "cli", "notebook"},
     5: {"dashboard"},
-    4: {"session"},
+    4: {"doctor", "session"},
     3: {"governor", "recorder", "tasks", "text", "verbs", "view"},
-    2: {"pool", "resources", "store"},
-    1: {"config", "context", "events", "frames", "sizing"},
+    2: {"pool", "report", "resources", "store"},
+    1: {"config", "context", "events", "frames", "lines", "metrics", "sizing"},
     0: {"clock", "errors", "futures", "quantities", "records"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -1,67 +1,98 @@
-"""The command line: ``wiseflow dashboard | status | sessions | tasks | cancel | config | export | doctor``."""
+"""The command line: ``wiseflow dashboard | status | sessions | tasks | cancel | report | config | export | doctor``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import sqlite3
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from wiseflow_nb.errors import CommandError, DashboardError, SessionNotFoundError, UsageError, WiseflowError
+from wiseflow_nb.errors import ConfigurationError, SessionNotFoundError, UsageError, WiseflowError
 
 if TYPE_CHECKING:
     from wiseflow_nb.config import Settings
-    from wiseflow_nb.view import SessionView
+    from wiseflow_nb.records import SessionInfo
+    from wiseflow_nb.view import StoreView
 
 #: Exit codes: the thing asked for could not be done; the question itself was wrong.
 FAILED, MISUSED = 1, 2
-_FRAMES = ("history", "task_history", "alert_history", "cell_history", "events")
+LATEST = "latest"
+_WORDS = ("history", "tasks", "alerts", "cells", "events", "commands")
+_WHICH = "a session's id, the start of one, or `latest`"
+_PAINT = {
+    **dict.fromkeys(("live", "ok", "completed"), "32"),
+    **dict.fromkeys(("warn", "warning", "cancelling", "retry_wait"), "33"),
+    **dict.fromkeys(("crashed", "fail", "failed", "lost", "timed_out", "abandoned", "critical"), "31"),
+    "running": "36",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments are one line, not the usage and then the error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(MISUSED, f"wiseflow: {_flat(message)}; `{self.prog} --help` tells more\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code (0 done, 1 could not be done, 2 wrong arguments or settings).
+    """Run one command; return the exit code (0 done, 1 refused or failed, 2 wrong arguments or settings).
 
     Examples
     --------
     >>> main(["config", "--state-dir", "/nowhere", "--json"]) # doctest: +SKIP
     0
     """
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding lacks is shown escaped, never a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments)
-    except (DashboardError, CommandError) as error:
-        return _complain(error, FAILED)
-    except WiseflowError as error:
+        code = run(arguments)
+        sys.stdout.flush()
+        return code
+    except (UsageError, ConfigurationError, SessionNotFoundError) as error:
         return _complain(error, MISUSED)
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # The reader (head, less) has seen enough; the interpreter must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (WiseflowError, sqlite3.Error, OSError) as error:
+        return _complain(error, FAILED)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"wiseflow: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"wiseflow: {_flat(error)}", file=sys.stderr)
     return code
+
+
+def _flat(text: object) -> str:
+    from wiseflow_nb.lines import one_line
+
+    return " ".join(one_line(str(text), 2000).split())
 
 
 def _parser() -> argparse.ArgumentParser:
     from wiseflow_nb import __version__
 
-    parser = argparse.ArgumentParser(
-        prog="wiseflow", description="Watch, bound and record the resources of heavy notebook work."
-    )
+    parser = _Parser(prog="wiseflow", description="Watch, bound and record the resources of heavy notebook work.")
     parser.add_argument("--version", action="version", version=f"wiseflow {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], help_text: str, *, reads: bool = False
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
         made.add_argument("--state-dir", metavar="DIR", help="where sessions are kept")
+        if reads:
+            made.add_argument("--json", action="store_true", help="print one JSON document")
         made.set_defaults(run=run)
         return made
 
@@ -74,35 +105,106 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--open", action="store_true", help="open the page in the browser")
     dashboard.add_argument("--base-url", default="/", metavar="PATH", help="path under which a proxy serves the page")
 
-    command("status", _status, "show how the live sessions stand")
+    status = command("status", _status, "show how the live sessions stand", reads=True)
+    status.add_argument("session", nargs="?", help=f"{_WHICH} (default: every live one)")
 
-    sessions = command("sessions", _sessions, "list the recorded sessions, live ones first")
-    sessions.add_argument("--json", action="store_true", help="print JSON")
+    command("sessions", _sessions, "list the recorded sessions, live ones first", reads=True)
 
-    tasks = command("tasks", _tasks, "list the tasks of a session")
-    tasks.add_argument("session", nargs="?", help="a session's id (default: the newest live one)")
-    tasks.add_argument("--json", action="store_true", help="print JSON")
+    tasks = command("tasks", _tasks, "list the tasks of a session", reads=True)
+    tasks.add_argument("session", nargs="?", help=f"{_WHICH} (default: the newest live one)")
 
     cancel = command("cancel", _cancel, "cancel a task of a live session")
     cancel.add_argument("task", help="a task's id or name")
-    cancel.add_argument("--session", help="a session's id (default: the newest live one)")
+    cancel.add_argument("--session", help=f"{_WHICH} (default: the newest live one)")
 
-    config = command("config", _config, "show every setting with its value, unit and source")
-    config.add_argument("--json", action="store_true", help="print JSON")
+    report = command("report", _report, "tell how a session ended, and what did it", reads=True)
+    report.add_argument("session", nargs="?", help=f"{_WHICH} (default: the newest that is over)")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write it as one HTML page instead")
 
-    export = command("export", _export, "write a session's histories to a directory")
-    export.add_argument("session", help="a session's id")
-    export.add_argument("path", type=Path, help="directory to write to (made if missing)")
-    export.add_argument("--format", choices=("csv", "parquet"), default="csv", help="default csv")
+    command("config", _config, "show every setting with its value, unit and source", reads=True)
 
-    command("doctor", _doctor, "check what wiseflow finds on this machine")
+    export = command("export", _export, "write a session's tables to a directory, or one of them to a file")
+    export.add_argument("session", help=_WHICH)
+    export.add_argument("path", type=Path, help="directory (made if missing), or a file ending in .csv or .parquet")
+    export.add_argument(
+        "--what", type=_tables, metavar="TABLES", help=f"some of {','.join(_WORDS)} (default: all; to a file: history)"
+    )
+    export.add_argument("--format", choices=("csv", "parquet"), help="in a directory; default csv")
+
+    command("doctor", _doctor, "check what wiseflow finds on this machine", reads=True)
     return parser
+
+
+def _tables(text: str) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    unknown = [word for word in words if word not in _WORDS]
+    if unknown or not words:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not among {', '.join(_WORDS)} (several with commas)")
+    return words
 
 
 def _settings(arguments: argparse.Namespace, **more: Any) -> Settings:
     from wiseflow_nb.config import load_settings
 
     return load_settings({"state_dir": arguments.state_dir, **more})
+
+
+# Where it is shown.
+
+
+def _width() -> int:
+    """Columns of the terminal; 0 where the output goes elsewhere and must stay whole."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def _paint(cell: str) -> str:
+    code = _PAINT.get(cell)
+    if code is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return cell
+    return f"\x1b[{code}m{cell}\x1b[0m"
+
+
+def _print_json(value: Any) -> None:
+    # ASCII: no terminal is driven by a name, and no encoding lacks a letter.
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+# Which session is meant.
+
+
+def _found(settings: Settings) -> list[SessionInfo]:
+    from wiseflow_nb.session import sessions
+
+    found = sessions(settings)
+    if not found:
+        raise SessionNotFoundError("no session is recorded; %load_ext wiseflow_nb in a notebook starts one")
+    return found
+
+
+def _named(text: str, settings: Settings) -> str:
+    """The id that is meant by an id, the start of one, or ``latest``."""
+    if text == LATEST:
+        return max(_found(settings), key=lambda info: info.started_seconds).session_id
+    from wiseflow_nb.session import sessions
+
+    ids = [info.session_id for info in sessions(settings)]
+    meant = [text] if text in ids else [name for name in ids if text and name.startswith(text)]
+    if len(meant) > 1:
+        shown = ", ".join(meant[:5]) + (", ..." if len(meant) > 5 else "")
+        raise UsageError(f"{len(meant)} sessions begin with {text!r}: {shown}; give more of the id")
+    # One that no list has (it may be damaged) says for itself what is wrong with it.
+    return meant[0] if meant else text
+
+
+def _open(text: str | None, settings: Settings) -> StoreView:
+    from wiseflow_nb.session import open_session
+
+    return open_session(_found(settings)[0].session_id if text is None else _named(text, settings), settings)
+
+
+# The commands.
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
@@ -119,19 +221,28 @@ def _dashboard(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from wiseflow_nb.lines import folded
     from wiseflow_nb.session import open_session, sessions
-    from wiseflow_nb.text import status_text
+    from wiseflow_nb.text import status_dict, status_text
 
     settings = _settings(arguments)
-    live = [info for info in sessions(settings) if info.state == "live"]
-    if not live:
-        print("no live session; %load_ext wiseflow_nb in a notebook starts one, `wiseflow sessions` lists the ended")
-    for number, info in enumerate(live):
-        view = open_session(info.session_id, settings)
+    if arguments.session is not None:
+        meant = [_named(arguments.session, settings)]
+    else:
+        meant = [info.session_id for info in sessions(settings) if info.state == "live"]
+    shots = []
+    for session_id in meant:
+        view = open_session(session_id, settings)
         try:
-            print("\n" * bool(number) + status_text(view.snapshot()))
+            shots.append(view.snapshot())
         finally:
             view.close()
+    if arguments.json:
+        _print_json([status_dict(shot) for shot in shots])
+    elif not shots:
+        print("no live session; %load_ext wiseflow_nb in a notebook starts one, `wiseflow sessions` lists the ended")
+    else:
+        print(folded("\n\n".join(status_text(shot) for shot in shots), _width()))
     return 0
 
 
@@ -141,7 +252,10 @@ def _sessions(arguments: argparse.Namespace) -> int:
     from wiseflow_nb.text import sessions_text
 
     found = sessions(_settings(arguments))
-    print(_json([to_json_dict(info) for info in found]) if arguments.json else sessions_text(found))
+    if arguments.json:
+        _print_json([to_json_dict(info) for info in found])
+    else:
+        print(sessions_text(found, _width(), _paint))
     return 0
 
 
@@ -154,7 +268,10 @@ def _tasks(arguments: argparse.Namespace) -> int:
         found = sorted(view.snapshot().tasks, key=lambda record: record.created_seconds)
     finally:
         view.close()
-    print(_json([to_json_dict(record) for record in found]) if arguments.json else tasks_text(found))
+    if arguments.json:
+        _print_json([to_json_dict(record) for record in found])
+    else:
+        print(tasks_text(found, _width(), _paint))
     return 0
 
 
@@ -175,8 +292,36 @@ def _cancel(arguments: argparse.Namespace) -> int:
     finally:
         view.close()
     if not result.ok:
-        raise CommandError(result.message)
-    print(result.message)
+        print(f"wiseflow: {_flat(result.message)}", file=sys.stderr)
+        return FAILED
+    print(_flat(result.message))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from wiseflow_nb.lines import folded
+    from wiseflow_nb.report._text import report_text
+
+    if arguments.json and arguments.html is not None:
+        raise UsageError("--json and --html are two answers: give one of them")
+    settings, meant = _settings(arguments), arguments.session
+    if meant is None:
+        found = _found(settings)
+        over = [info for info in found if info.state != "live"]
+        meant = (over or found)[0].session_id
+    view = _open(meant, settings)
+    try:
+        report = view.report()
+    finally:
+        view.close()
+    if arguments.html is not None:
+        with _writing(arguments.html):
+            arguments.html.write_text(report.to_html(), encoding="utf-8")
+        print(arguments.html)
+    elif arguments.json:
+        _print_json(report.to_dict())
+    else:
+        print(folded(report_text(report, _width()), _width()))
     return 0
 
 
@@ -186,7 +331,7 @@ def _config(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments)
     if not arguments.json:
-        print(settings_text(settings))
+        print(settings_text(settings, _width()))
         return 0
     values = {
         name.upper(): {
@@ -196,104 +341,85 @@ def _config(arguments: argparse.Namespace) -> int:
         }
         for name, value in settings.model_dump().items()
     }
-    print(_json(values))
+    _print_json(values)
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from wiseflow_nb.frames import EXPORTS
+
+    path: Path = arguments.path
+    to_file = path.suffix in (".csv", ".parquet") and not path.is_dir()
+    what = arguments.what or (("history",) if to_file else _WORDS)
+    if to_file and len(what) > 1:
+        raise UsageError(f"{path} is one file and {', '.join(what)} are {len(what)} tables; give a directory")
+    if to_file and arguments.format not in (None, path.suffix[1:]):
+        raise UsageError(f"--format {arguments.format} does not go with {path}; leave it out")
     view = _open(arguments.session, _settings(arguments))
     try:
-        try:
-            arguments.path.mkdir(parents=True, exist_ok=True)
-            for name in _FRAMES:
-                frame = getattr(view, name)()
-                target = arguments.path / f"{name}.{arguments.format}"
-                if arguments.format == "csv":
-                    frame.to_csv(target)
-                else:
-                    # Parquet keeps the attributes as JSON, and not all of theirs are.
-                    frame.attrs = {}
-                    frame.to_parquet(target)
-                print(f"{target}: {len(frame)} rows")
-        except OSError as error:
-            raise UsageError(f"{error.filename or arguments.path}: {error.strerror}; choose another path") from None
-        except ImportError:
-            raise UsageError('Parquet needs pyarrow: pip install "wiseflow-nb[parquet]", or use --format csv') from None
+        with _writing(path):
+            if not to_file:
+                path.mkdir(parents=True, exist_ok=True)
+            for word in what:
+                target = path if to_file else path / f"{EXPORTS[word]}.{arguments.format or 'csv'}"
+                view.export(target, word)
+                print(target)
     finally:
         view.close()
     return 0
 
 
-def _open(session_id: str | None, settings: Settings) -> SessionView:
-    from wiseflow_nb.session import open_session, sessions
+class _writing:  # noqa: N801
+    """A path that cannot be written to is the question's fault."""
 
-    if session_id is None:
-        found = sessions(settings)
-        if not found:
-            raise SessionNotFoundError("no session is recorded; %load_ext wiseflow_nb in a notebook starts one")
-        session_id = found[0].session_id
-    return open_session(session_id, settings)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, (BrokenPipeError, WiseflowError)):
+            where = error.filename or self._path
+            raise UsageError(f"{where}: {error.strerror or error}; choose another path") from None
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
+    from wiseflow_nb.doctor import FAIL, OK, Check, check_all
 
-    from wiseflow_nb import __version__
-    from wiseflow_nb.dashboard.serve import check_port
-    from wiseflow_nb.store.paths import file_system_of, sessions_root
-    from wiseflow_nb.text import table
-
-    rows: list[tuple[str, str, str]] = [
-        ("ok", "wiseflow_nb", f"{__version__} on Python {platform.python_version()}, {platform.platform(terse=True)}")
-    ]
+    checks: list[Check] = []
     try:
         settings = _settings(arguments)
-        rows.append(("ok", "settings", "valid; `wiseflow config` shows them"))
-    except WiseflowError as error:
-        rows.append(("bad", "settings", str(error)))
-        print(table(["", "what", "found"], rows))
-        return FAILED
-    rows.extend(_limit_rows())
-    try:
-        root, why = sessions_root(settings.state_dir)
-        kind = file_system_of(root)
-        rows.append(("note" if why else "ok", "sessions", f"{root}" + (f" ({kind})" if kind else "")))
-        if why:
-            rows.append(("note", "", why))
-    except WiseflowError as error:
-        rows.append(("bad", "sessions", str(error)))
+        checks.append(Check(OK, "settings", "valid; `wiseflow config` shows them"))
+        checks.extend(check_all(settings))
+        checks.append(_port(settings))
+    except ConfigurationError as error:
+        checks.append(Check(FAIL, "settings", str(error), "correct the setting"))
+    if arguments.json:
+        _print_json([{"state": c.state, "what": c.what, "found": c.found, "remedy": c.remedy} for c in checks])
+    else:
+        print("\n".join(_doctor_lines(checks)))
+    return FAILED if any(check.state == FAIL for check in checks) else 0
+
+
+def _port(settings: Settings) -> Any:
+    from wiseflow_nb.dashboard.serve import check_port
+    from wiseflow_nb.doctor import OK, WARN, Check
+    from wiseflow_nb.errors import DashboardError
+
     try:
         check_port(settings.dashboard_address, settings.dashboard_port)
-        rows.append(("ok", "dashboard", f"port {settings.dashboard_port} on {settings.dashboard_address} is free"))
     except DashboardError as error:
-        rows.append(("note", "dashboard", str(error)))
-    for name in ("voila", "ipywidgets", "anywidget", "plotly", "pandas", "psutil", "ipykernel", "jupyterlab"):
-        try:
-            rows.append(("ok", name, version(name)))
-        except PackageNotFoundError:
-            rows.append(("note", name, "not installed here"))
-    for state, what, found in rows:
-        print(f"{state:4}  {what:12}  {' '.join(found.split())}")
-    return FAILED if any(state == "bad" for state, _, _ in rows) else 0
+        return Check(WARN, "dashboard", str(error), "choose another with --port, or see whether one runs already")
+    return Check(OK, "dashboard", f"port {settings.dashboard_port} on {settings.dashboard_address} is free")
 
 
-def _limit_rows() -> list[tuple[str, str, str]]:
-    from wiseflow_nb.quantities import size
-    from wiseflow_nb.resources import ResourceMonitor
+def _doctor_lines(checks: Iterable[Any]) -> Iterable[str]:
+    import textwrap
 
-    limits = ResourceMonitor().limits
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        mounts = ""
-    found = [version for version, kind in (("1", "cgroup"), ("2", "cgroup2")) if f" - {kind} " in mounts]
-    return [
-        ("ok", "memory", f"{size(limits.memory_limit_bytes)} ({limits.memory_source})"),
-        ("ok", "cpu", f"{limits.cpu_limit_cores:g} cores ({limits.cpu_source})"),
-        ("ok", "cgroup", f"version {' and '.join(found)}" if found else "none"),
-    ]
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    indent = " " * 20
+    for check in checks:
+        remedy = f" -> {_flat(check.remedy)}" if check.remedy else ""
+        found = f"{_flat(check.found)}{remedy}"
+        room = max(_width() - len(indent), 0)
+        lines = textwrap.wrap(found, room) if room >= 20 else [found]
+        yield f"{_paint(check.state)}{' ' * (4 - len(check.state))}  {check.what:12}  " + f"\n{indent}".join(lines)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,15 @@ from wiseflow_nb.records import AlertTransition, AlertView, CellRecord, EventRec
 if TYPE_CHECKING:
     import pandas as pd
 
+#: What can be exported, and the method of a session or a view that gives it.
+EXPORTS = {
+    "history": "history",
+    "tasks": "task_history",
+    "alerts": "alert_history",
+    "cells": "cell_history",
+    "events": "events",
+    "commands": "commands",
+}
 _MOMENTS = frozenset(
     {"created_seconds", "ready_seconds", "started_seconds", "finished_seconds", "time_seconds", "resolved_seconds"}
 )
@@ -89,17 +100,57 @@ def finding_frame(findings: Iterable[Any]) -> pd.DataFrame:
 
 
 def export_frame(frame: pd.DataFrame, path: Path) -> Path:
-    """Write a DataFrame as Parquet or CSV, by the path's suffix; return the path."""
-    if path.suffix == ".csv":
-        frame.to_csv(path)
-    elif path.suffix == ".parquet":
+    """Write a DataFrame as Parquet or CSV, by the path's suffix; return the path.
+
+    The file appears whole or not at all: it is written beside its place and moved there. What is
+    neither a number, a moment nor a text (tags, top processes, an event's data) is written as JSON.
+
+    Raises
+    ------
+    UsageError
+        If the suffix is neither.
+    MissingExtraError
+        If Parquet is asked for and pyarrow is not installed.
+    OSError
+        If it cannot be written.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise UsageError(f"cannot export to {str(path)!r}: the name must end in .parquet or .csv")
+    if path.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401
         except ImportError:
             raise MissingExtraError(
                 'Parquet needs pyarrow: pip install "wiseflow-nb[parquet]", or export to .csv'
             ) from None
-        frame.to_parquet(path)
-    else:
-        raise UsageError(f"cannot export to {str(path)!r}: the name must end in .parquet or .csv")
+    plain = _plain(frame)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if path.suffix == ".csv":
+            plain.to_csv(part, encoding="utf-8")
+        else:
+            plain.to_parquet(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """A copy in which every cell is something that both formats have."""
+    plain = frame.copy()
+    for name in plain.columns:
+        if plain[name].dtype == object:
+            plain[name] = [_plain_cell(value) for value in plain[name]]
+    # Parquet keeps the attributes, as JSON.
+    plain.attrs = {str(key): str(value) for key, value in frame.attrs.items()}
+    return plain
+
+
+def _plain_cell(value: Any) -> Any:
+    if isinstance(value, (tuple, list, Mapping)):
+        value = json.dumps(value, default=str)
+    if isinstance(value, str):
+        # A lone surrogate is legal in a str and not in UTF-8.
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return value

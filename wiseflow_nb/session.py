@@ -21,7 +21,6 @@ from wiseflow_nb.config import Settings, canonical_name, is_secret, load_setting
 from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import ConfigurationError, UsageError
 from wiseflow_nb.events import EventBus
-from wiseflow_nb.frames import export_frame
 from wiseflow_nb.governor import Governor
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.recorder.client import RecorderClient
@@ -40,6 +39,7 @@ from wiseflow_nb.records import (
     TaskTransition,
     to_json_dict,
 )
+from wiseflow_nb.report import Report
 from wiseflow_nb.resources.monitor import ResourceMonitor
 from wiseflow_nb.store.finding import all_sessions, find_session
 from wiseflow_nb.store.identity import identify
@@ -309,6 +309,14 @@ class Session:
 
         return finding_frame(self._governor.audit())
 
+    def report(self) -> Report:
+        """How the session stands: what runs, the last minutes, alerts; shows itself in a notebook."""
+        return self.view.report()
+
+    def metrics(self) -> str:
+        """How things stand, as Prometheus text (extra ``prometheus``)."""
+        return self.view.metrics()
+
     def plot(self, *, theme: str = "light", **options: Any) -> Any:
         """The history as a themed ``plotly.graph_objects.Figure`` (light or dark); ``options`` go to ``history``.
 
@@ -316,17 +324,15 @@ class Session:
         """
         return self.view.plot(theme=theme, **options)
 
-    def export(self, path: str | os.PathLike[str]) -> Path:
-        """Write the history to ``path``: Parquet for ``.parquet`` (extra ``parquet``), CSV for ``.csv``.
+    def export(self, path: str | os.PathLike[str], what: str = "history") -> Path:
+        """Write history, tasks, alerts, cells or events: Parquet for ``.parquet`` (extra), CSV for ``.csv``.
 
         Raises
         ------
-        UsageError
-            If the suffix is neither.
-        MissingExtraError
-            If Parquet is asked for and pyarrow is not installed.
+        UsageError, MissingExtraError
+            If the suffix is neither or there is no such table; if Parquet needs pyarrow.
         """
-        return export_frame(self.history(), Path(path))
+        return self.view.export(path, what)
 
     # Change.
 

@@ -3,39 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from wiseflow_nb.config import Settings, is_secret, unit_of
-from wiseflow_nb.quantities import UNKNOWN, duration, percent, size
-from wiseflow_nb.records import CellRecord, SessionInfo, Snapshot, TaskRecord
-
-
-def moment(seconds: float) -> str:
-    """An epoch time as local time, to the second."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if math.isfinite(seconds) else UNKNOWN
-
-
-def one_line(text: str, width: int = 60) -> str:
-    """The text on one line, without control characters (a name must not drive the terminal)."""
-    clean = "".join(letter if letter.isprintable() else " " for letter in text).strip()
-    return clean if len(clean) <= width else clean[: width - 1] + "…"
-
-
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns padded to their widest cell, two spaces apart.
-
-    Examples
-    --------
-    >>> print(table(["id", "name"], [["1", "etl"]]))
-    id  name
-    1   etl
-    """
-    lines = [list(headers), *([one_line(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+from wiseflow_nb.lines import moment, one_line, table
+from wiseflow_nb.quantities import duration, percent, size
+from wiseflow_nb.records import CellRecord, SessionInfo, Snapshot, TaskRecord, to_json_dict
 
 
 def status_text(snapshot: Snapshot) -> str:
@@ -60,7 +34,25 @@ def status_text(snapshot: Snapshot) -> str:
     return "\n".join(lines)
 
 
-def tasks_text(records: Iterable[TaskRecord]) -> str:
+def status_dict(snapshot: Snapshot) -> dict[str, Any]:
+    """The same in plain values that ``json`` can write; times in seconds since the epoch, ratios of 0-1."""
+    sample = snapshot.sample
+    return {
+        "session": to_json_dict(snapshot.info),
+        "time_seconds": snapshot.time_seconds,
+        "sample": None
+        if sample is None
+        else {name: value if math.isfinite(value) else None for name, value in sample._asdict().items()},
+        "task_counts": dict(snapshot.task_counts),
+        "tasks": [to_json_dict(record) for record in snapshot.tasks if not record.state.terminal],
+        "pool": to_json_dict(snapshot.pool),
+        "alerts": [to_json_dict(alert) for alert in snapshot.alerts if not math.isfinite(alert.resolved_seconds)],
+        "thresholds": {name: list(pair) for name, pair in snapshot.thresholds.items()},
+        "paused": snapshot.paused,
+    }
+
+
+def tasks_text(records: Iterable[TaskRecord], width: int = 0, paint: Callable[[str], str] = str) -> str:
     """Tasks as a table, newest last."""
     rows = [
         [
@@ -79,16 +71,18 @@ def tasks_text(records: Iterable[TaskRecord]) -> str:
     ]
     if not rows:
         return "no tasks"
-    return table(["task", "name", "state", "priority", "done", "queued", "wall", "cpu", "attempt", "why"], rows)
+    headers = ["task", "name", "state", "priority", "done", "queued", "wall", "cpu", "attempt", "why"]
+    return table(headers, rows, width, paint)
 
 
-def sessions_text(infos: Iterable[SessionInfo]) -> str:
+def sessions_text(infos: Iterable[SessionInfo], width: int = 0, paint: Callable[[str], str] = str) -> str:
     """Sessions as a table."""
     rows = [
         [info.session_id, str(info.state), info.title, info.host, str(info.pid), moment(info.started_seconds)]
         for info in infos
     ]
-    return table(["session", "state", "title", "host", "pid", "started"], rows) if rows else "no sessions"
+    headers = ["session", "state", "title", "host", "pid", "started"]
+    return table(headers, rows, width, paint) if rows else "no sessions"
 
 
 def settings_rows(settings: Settings) -> list[tuple[str, str, str, str]]:
@@ -100,9 +94,9 @@ def settings_rows(settings: Settings) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def settings_text(settings: Settings) -> str:
+def settings_text(settings: Settings, width: int = 0) -> str:
     """Every setting with its value, unit and source, as a table."""
-    return table(["setting", "value", "unit", "source"], settings_rows(settings))
+    return table(["setting", "value", "unit", "source"], settings_rows(settings), width)
 
 
 def cell_text(record: CellRecord) -> str:

@@ -1,0 +1,230 @@
+"""The two views: of the session in this process, and of any session through its file."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
+from wiseflow_nb.config import Settings, load_settings
+from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
+from wiseflow_nb.frames import task_frame
+from wiseflow_nb.records import (
+    NAN,
+    CommandResult,
+    PoolStatus,
+    SessionInfo,
+    SessionState,
+    Snapshot,
+    TaskRecord,
+    TaskState,
+    from_json_dict,
+)
+from wiseflow_nb.store.commands import logged, send, validate
+from wiseflow_nb.store.finding import all_sessions
+from wiseflow_nb.store.paths import DATABASE_NAME, database_uri, sessions_root
+from wiseflow_nb.store.reader import (
+    after_the_end,
+    info_from_meta,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+from wiseflow_nb.store.reader import session_directory
+from wiseflow_nb.view._protocol import LocalSession, SessionView
+from wiseflow_nb.view._stored import StoredFrames, alert_views, thresholds_from
+from wiseflow_nb.view._verbs import Verbs
+
+SHOWN_CELLS = 200
+
+
+class LocalView(StoredFrames, Verbs):
+    """The view of the session in this process: state from memory, frames from its file."""
+
+    def __init__(self, session: LocalSession) -> None:
+        super().__init__(session.directory)
+        self._session = session
+
+    def snapshot(self, since_rev: int = 0) -> Snapshot:
+        """All that is drawn; see ``SessionView.snapshot``."""
+        session = self._session
+        rev = session.task_rev()
+        return Snapshot(
+            info=session.info,
+            time_seconds=session.now(),
+            rev=rev,
+            sample=session.latest(),
+            tasks=session.task_records(since_rev),
+            task_counts={state: count for state, count in session.task_counts().items() if count},
+            pool=session.pool_status(),
+            alerts=alert_views(session.alert_transitions(), session.acknowledged()),
+            cells=tuple(session.cell_records())[-SHOWN_CELLS:],
+            settings=session.setting_values(),
+            thresholds=session.thresholds(),
+            paused=session.paused(),
+            shutdown_at_seconds=session.shutdown_at(),
+            hold_reason=session.hold_reason(),
+            reset=since_rev == 0,
+        )
+
+    def open(self, session_id: str) -> SessionView:
+        """A view of another session through its file; the caller closes it."""
+        return StoreView(session_directory(self._directory.parent, session_id))
+
+    def task(self, task_id: str) -> TaskRecord | None:
+        """One task with everything known."""
+        return self._session.task_record(task_id)
+
+    def task_history(self) -> pd.DataFrame:
+        """Every task: one row each, indexed by its id."""
+        return task_frame(self._session.task_records(0))
+
+    def watch(self, seconds: float = 10.0) -> None:
+        """Hold the sampling at the busy interval for so long."""
+        self._perform("watch", seconds=seconds)
+
+    def _perform(self, verb: str, **arguments: Any) -> CommandResult:
+        try:
+            result = self._session.perform(verb, validate(verb, arguments), "this kernel")
+        except WiseflowError as error:
+            return CommandResult(False, str(error))  # nothing was asked of the session
+        if verb != "watch":
+            self._session.log_command(logged(verb, arguments, "this kernel", result, self._session.now()))
+        return result
+
+    def _barrier(self) -> None:
+        self._session.sync()
+
+
+class StoreView(StoredFrames, Verbs):
+    """The view of any session through its file; verbs travel through its commands table.
+
+    Raises
+    ------
+    SessionNotFoundError, StoreError
+        If there is no such session or it cannot be read.
+    """
+
+    def __init__(self, directory: Path, *, clock: Clock = SYSTEM_CLOCK, command_timeout: float = 5.0) -> None:
+        super().__init__(directory)
+        self._clock = clock
+        self._timeout = command_timeout
+        self._seen: SessionState | None = None
+        self._store()
+
+    @property
+    def info(self) -> SessionInfo:
+        """Who the session is and how it stands now."""
+        return self._store().info(self._clock.time())
+
+    def snapshot(self, since_rev: int = 0) -> Snapshot:
+        """All that is drawn; see ``SessionView.snapshot``."""
+        store = self._store()
+        now = self._clock.time()
+        meta = store.meta()
+        info = info_from_meta(meta, self._directory, now)
+        # Its end turns what was in flight into LOST: every row may read differently.
+        reset = since_rev == 0 or (self._seen is not None and self._seen is not info.state)
+        self._seen = info.state
+        tasks = store.tasks(0 if reset else since_rev)
+        counts = store.task_counts()
+        if info.state is not SessionState.LIVE:
+            tasks = [after_the_end(task) for task in tasks]
+            counts = _counts_after_the_end(counts)
+        return Snapshot(
+            info=info,
+            time_seconds=now,
+            rev=max([since_rev, *(task.rev for task in tasks)]),
+            sample=self._latest(),
+            tasks=tuple(tasks),
+            task_counts=counts,
+            pool=from_json_dict(PoolStatus, meta.get("pool", {})),
+            alerts=alert_views(store.alerts(), store.acknowledged()),
+            cells=tuple(store.cells(SHOWN_CELLS)),
+            settings=dict(meta.get("settings", {})),
+            thresholds=thresholds_from(meta),
+            paused=bool(meta.get("paused", False)),
+            shutdown_at_seconds=float(meta.get("shutdown_at") or NAN),
+            hold_reason=str(meta.get("hold_reason") or ""),
+            reset=reset,
+        )
+
+    def open(self, session_id: str) -> SessionView:
+        """A view of another session through its file; the caller closes it."""
+        return StoreView(session_directory(self._directory.parent, session_id))
+
+    def task(self, task_id: str) -> TaskRecord | None:
+        """One task with everything known."""
+        task = self._store().task(task_id)
+        if task is None or self.info.state is SessionState.LIVE:
+            return task
+        return after_the_end(task)
+
+    def task_history(self) -> pd.DataFrame:
+        """Every task: one row each, indexed by its id; what was in flight at the end reads lost."""
+        tasks = self._store().tasks(0, 10_000_000)
+        if self.info.state is not SessionState.LIVE:
+            tasks = [after_the_end(task) for task in tasks]
+        return task_frame(tasks)
+
+    def watch(self, seconds: float = 10.0) -> None:
+        """Hold the sampling at the busy interval for so long."""
+        if self.info.state is SessionState.LIVE:
+            self._perform("watch", seconds=seconds)
+
+    def _perform(self, verb: str, **arguments: Any) -> CommandResult:
+        state = self.info.state
+        if state is not SessionState.LIVE:
+            return CommandResult(False, f"the session has {state}: it takes no commands any more")
+        try:
+            uri = database_uri(self._directory / DATABASE_NAME, "rw")
+            with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0)) as connection:
+                now = self._clock.time()
+                return send(connection, verb, arguments, who=_who(), now=now, timeout=self._timeout)
+        except (WiseflowError, sqlite3.Error) as error:
+            return CommandResult(False, str(error))
+
+
+def _counts_after_the_end(counts: Mapping[str, int]) -> dict[str, int]:
+    over: dict[str, int] = {}
+    for name, count in counts.items():
+        state = name if TaskState(name).terminal else TaskState.LOST.value
+        over[state] = over.get(state, 0) + count
+    return over
+
+
+def default_view(settings: Settings | None = None) -> SessionView:
+    """What a standalone dashboard opens: the newest live session that is not the server's own, else that one.
+
+    The server's own session is named by the environment variable ``WISEFLOW_SESSION``.
+
+    Raises
+    ------
+    SessionNotFoundError
+        If there is no session at all.
+    """
+    settings = load_settings() if settings is None else settings
+    own = os.environ.get("WISEFLOW_SESSION", "")
+    found = all_sessions(settings.state_dir, time.time())
+    live = [info for info in found if info.state is SessionState.LIVE and info.session_id != own]
+    for info in [*live, *(item for item in found if item.session_id == own), *found]:
+        return StoreView(Path(info.path))
+    where = sessions_root(settings.state_dir)[0]
+    raise SessionNotFoundError(f"no session is recorded in {where}; load the extension in a notebook first")
+
+
+def _who() -> str:
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        name = "user"
+    return f"{name}@{socket.gethostname()} (process {os.getpid()})"
