@@ -244,7 +244,7 @@ MISSING_SIGNALS = [
     "pthread_sigmask",
 ]
 THIRD = ["psutil", "pandas", "pydantic", "plotly", "plotly.graph_objects", "anywidget", "ipywidgets", "IPython"]
-THIRD += ["ipykernel", "ipykernel.ipkernel", "jupyter_client", "voila.app", "pebble", "cloudpickle", "platformdirs"]
+THIRD += ["ipykernel", "ipykernel.ipkernel", "jupyter_client", "voila.app", "cloudpickle", "platformdirs"]
 THIRD += ["nest_asyncio", "nest_asyncio2", "tornado.web", "jupyter_server.extension.application"]
 
 
