@@ -469,6 +469,7 @@ class StoreView(_StoredFrames, _Verbs):
         self._clock = clock
         self._timeout = command_timeout
         self._seen: SessionState | None = None
+        self._folded: tuple[Any, tuple[AlertView, ...]] | None = None
         self._store()
 
     @property
@@ -498,7 +499,7 @@ class StoreView(_StoredFrames, _Verbs):
             tasks=tuple(tasks),
             task_counts=counts,
             pool=from_json_dict(PoolStatus, meta.get("pool", {})),
-            alerts=alert_views(store.alerts(), store.acknowledged()),
+            alerts=self._alerts(store),
             cells=tuple(store.cells(SHOWN_CELLS)),
             settings=dict(meta.get("settings", {})),
             thresholds=thresholds_from(meta),
@@ -507,6 +508,15 @@ class StoreView(_StoredFrames, _Verbs):
             hold_reason=str(meta.get("hold_reason") or ""),
             reset=reset,
         )
+
+    def _alerts(self, store: StoreReader) -> tuple[AlertView, ...]:
+        transitions, acknowledged = store.alerts(), store.acknowledged()
+        # Folded anew only when there is something new; the newest one is the very object it was.
+        key = (id(store), len(transitions), transitions[-1] if transitions else None, acknowledged)
+        folded = self._folded
+        if folded is None or folded[0] != key:
+            folded = self._folded = (key, alert_views(transitions, acknowledged))
+        return folded[1]
 
     def task(self, task_id: str) -> TaskRecord | None:
         """One task with everything known."""

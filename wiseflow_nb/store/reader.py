@@ -186,8 +186,11 @@ class StoreReader:
 
     def tier_starts(self) -> tuple[float, ...]:
         """The time of the first sample of each tier; infinity where it has no block."""
-        found = dict(self.query("SELECT tier, min(start_seconds) FROM samples GROUP BY tier"))
-        return tuple(float(found.get(tier, math.inf)) for tier in range(len(TIER_SECONDS)))
+        found = [
+            self.query("SELECT min(start_seconds) FROM samples WHERE tier = ?", (tier,))[0][0]
+            for tier in range(len(TIER_SECONDS))
+        ]
+        return tuple(math.inf if start is None else float(start) for start in found)
 
     def last_sample_seconds(self) -> float:
         """The time of the newest sample in any tier; NaN if there is none."""
@@ -200,7 +203,8 @@ class StoreReader:
 
         found = self.query(
             "SELECT data, count, end_seconds FROM samples "
-            "WHERE tier = ? AND end_seconds >= ? AND start_seconds <= ? ORDER BY start_seconds",
+            # The pluses keep SQLite from walking all that began before ``until``: most looks are at the newest.
+            "WHERE tier = ? AND end_seconds >= ? AND +start_seconds <= ? ORDER BY +start_seconds",
             (tier, since, until),
         )
         planes, wanted = (1 if tier == 0 else 4), len(SAMPLE_COLUMNS)
