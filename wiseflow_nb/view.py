@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import math
 import os
-import socket
 import sqlite3
 import threading
 import time
@@ -38,7 +36,7 @@ from wiseflow_nb.records import (
     from_json_dict,
 )
 from wiseflow_nb.resources._ring import RingReader
-from wiseflow_nb.store.commands import logged, send, validate
+from wiseflow_nb.store.commands import logged, send, sender, validate
 from wiseflow_nb.store.finding import all_sessions
 from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME, database_uri, sessions_root
 from wiseflow_nb.store.reader import (
@@ -545,7 +543,7 @@ class StoreView(_StoredFrames, _Verbs):
             uri = database_uri(self._directory / DATABASE_NAME, "rw")
             with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0)) as connection:
                 now = self._clock.time()
-                return send(connection, verb, arguments, who=_who(), now=now, timeout=self._timeout)
+                return send(connection, verb, arguments, who=sender(), now=now, timeout=self._timeout)
         except (WiseflowError, sqlite3.Error) as error:
             return CommandResult(False, str(error))
 
@@ -590,14 +588,6 @@ def default_view(settings: Settings | None = None) -> SessionView:
 def thresholds_from(meta: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """The thresholds in a session's meta table: (warning, critical) ratios by resource."""
     return {name: (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()}
-
-
-def _who() -> str:
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        name = "user"
-    return f"{name}@{socket.gethostname()} (process {os.getpid()})"
 
 
 def wiseflow_version() -> str:
