@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wiseflow_nb.errors import MissingExtraError, UsageError
-from wiseflow_nb.records import AlertTransition, CellRecord, EventRecord, TaskRecord
+from wiseflow_nb.records import AlertTransition, AlertView, CellRecord, EventRecord, TaskRecord, to_json_dict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +71,13 @@ def command_frame(rows: Iterable[Sequence[Any]]) -> pd.DataFrame:
         frame[name] = pd.to_datetime(frame[name].astype("float64"), unit="s", utc=True)
     frame["ok"] = frame["ok"].astype("boolean")
     return frame.set_index("created")
+
+
+def span_frame(records: Iterable[CellRecord] | Iterable[AlertView]) -> pd.DataFrame:
+    """Cells or alerts with their fields as they are, moments in seconds: what a figure marks."""
+    import pandas as pd
+
+    return pd.DataFrame([to_json_dict(record) for record in records])
 
 
 def finding_frame(findings: Iterable[Any]) -> pd.DataFrame:

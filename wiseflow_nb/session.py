@@ -263,8 +263,20 @@ class Session:
         )
 
     def history(self, **options: Any) -> pd.DataFrame:
-        """The samples: one row each with a UTC index; ``since=``, ``until=``, ``rates=``."""
+        """The samples: one row each with a UTC index; ``since=``, ``until=``, ``resolution=``, ``rates=``.
+
+        Without a resolution it is the finest that reaches back to ``since``: raw for the last hour, 10 s
+        for a day, 60 s for a week. See ``SessionView.history``.
+        """
         return self.view.history(**options)
+
+    def summary(self, **options: Any) -> pd.DataFrame:
+        """One row a column: min, mean, p95, max, last, seconds over its thresholds; ``options`` go to ``history``."""
+        return self.view.summary(**options)
+
+    def busiest(self, n: int = 10, *, by: str = "cpu_utilization_ratio", **options: Any) -> pd.DataFrame:
+        """The ``n`` minutes in which a column was highest, with the cells and tasks that ran in them."""
+        return self.view.busiest(n, by=by, **options)
 
     def task_history(self) -> pd.DataFrame:
         """The tasks: one row each, indexed by id."""
@@ -297,13 +309,12 @@ class Session:
 
         return finding_frame(self._governor.audit())
 
-    def plot(self, **options: Any) -> Any:
-        """The history as a themed ``plotly.graph_objects.Figure``; ``options`` go to ``history``."""
-        # The dashboard is a floor above; it registers its drawing when it is first loaded.
-        import importlib
+    def plot(self, *, theme: str = "light", **options: Any) -> Any:
+        """The history as a themed ``plotly.graph_objects.Figure`` (light or dark); ``options`` go to ``history``.
 
-        figures = importlib.import_module("wiseflow_nb.dashboard._figures")
-        return figures.figure(self.history(**options), thresholds=self.thresholds())
+        Thresholds are bands; cells and alerts are marked on the time axis.
+        """
+        return self.view.plot(theme=theme, **options)
 
     def export(self, path: str | os.PathLike[str]) -> Path:
         """Write the history to ``path``: Parquet for ``.parquet`` (extra ``parquet``), CSV for ``.csv``.

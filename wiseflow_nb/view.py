@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
-from wiseflow_nb.frames import alert_frame, cell_frame, command_frame, event_frame, task_frame
+from wiseflow_nb.frames import alert_frame, cell_frame, command_frame, event_frame, span_frame, task_frame
 from wiseflow_nb.records import (
     NAN,
     SAMPLE_COLUMNS,
@@ -31,7 +31,6 @@ from wiseflow_nb.records import (
     SessionState,
     Snapshot,
     TaskRecord,
-    TaskState,
     alert_view,
     from_json_dict,
 )
@@ -42,10 +41,12 @@ from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME, database_uri, sess
 from wiseflow_nb.store.reader import (
     StoreReader,
     after_the_end,
+    counts_after_the_end,
     fit_columns,
     info_from_meta,
     list_sessions,
     session_directory,
+    thresholds_from,
 )
 
 if TYPE_CHECKING:
@@ -308,6 +309,19 @@ class _StoredFrames:
         history = self.history(**{"rates": True, **options})
         return busiest(history, n, by=by, cells=self.cell_history(), tasks=self.task_history())
 
+    def plot(self, *, theme: str = "light", **options: Any) -> Any:
+        """The history as a themed ``plotly.graph_objects.Figure`` (light or dark); ``options`` go to ``history``."""
+        # What draws is on a floor above; it is named here and loaded when somebody asks for a picture.
+        import importlib
+
+        figures = importlib.import_module("wiseflow_nb.dashboard._figures")
+        history = self.history(**{"rates": True, **options})
+        self._barrier()
+        cells, alerts = self._store().cells(), alert_views(self._store().alerts(), frozenset())
+        return figures.figure(
+            history, self._thresholds(), cells=span_frame(cells), alerts=span_frame(alerts), theme=theme
+        )
+
     def task_history(self) -> pd.DataFrame:
         raise NotImplementedError
 
@@ -488,7 +502,7 @@ class StoreView(_StoredFrames, _Verbs):
         counts = store.task_counts()
         if info.state is not SessionState.LIVE:
             tasks = [after_the_end(task) for task in tasks]
-            counts = _counts_after_the_end(counts)
+            counts = counts_after_the_end(counts)
         return Snapshot(
             info=info,
             time_seconds=now,
@@ -557,14 +571,6 @@ def alert_views(transitions: Iterable[AlertTransition], acknowledged: frozenset[
     return tuple(ordered[:SHOWN_ALERTS])
 
 
-def _counts_after_the_end(counts: Mapping[str, int]) -> dict[str, int]:
-    over: dict[str, int] = {}
-    for name, count in counts.items():
-        state = name if TaskState(name).terminal else TaskState.LOST.value
-        over[state] = over.get(state, 0) + count
-    return over
-
-
 def default_view(settings: Settings | None = None) -> SessionView:
     """What a standalone dashboard opens: the newest live session that is not the server's own, else that one.
 
@@ -583,11 +589,6 @@ def default_view(settings: Settings | None = None) -> SessionView:
         return StoreView(Path(info.path))
     where = sessions_root(settings.state_dir)[0]
     raise SessionNotFoundError(f"no session is recorded in {where}; load the extension in a notebook first")
-
-
-def thresholds_from(meta: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """The thresholds in a session's meta table: (warning, critical) ratios by resource."""
-    return {name: (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()}
 
 
 def wiseflow_version() -> str:

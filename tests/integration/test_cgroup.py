@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from wiseflow_nb.records import Sample
+from wiseflow_nb.resources._probe import Probe
 
 pytestmark = pytest.mark.cgroup
 
@@ -77,7 +81,8 @@ def groups() -> Iterator[list[Path]]:
         yield [directory / "cgroup.procs" for directory in directories]
     finally:
         for directory in made:
-            directory.rmdir()
+            if directory.exists():
+                directory.rmdir()
 
 
 def test_limits_and_usage_are_those_of_the_group(groups: list[Path]) -> None:
@@ -99,3 +104,51 @@ def test_limits_and_usage_are_those_of_the_group(groups: list[Path]) -> None:
     throttled = after["container_cpu_throttled_seconds_total"] - before["container_cpu_throttled_seconds_total"]
     # On a machine too busy to give it its half core, nothing needed to be throttled.
     assert throttled > 0 if after["cpu_utilization_ratio"] > 0.98 else throttled >= 0
+
+
+def test_a_process_moved_out_of_a_removed_group_is_followed(groups: list[Path]) -> None:
+    """The group goes away under the kept files: the probe finds the new place, and other columns go on."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    homes = {path: _home(child.pid, path) for path in groups}
+    probe = Probe(child.pid, environ={})
+    try:
+        for path in groups:
+            _write(path, str(child.pid))
+        inside = Probe(child.pid, environ={})
+        before = _read(inside, 0.0)
+        assert before.memory_limit_bytes == MEMORY
+        assert before.memory_working_set_bytes < MEMORY
+        for path, home in homes.items():
+            _write(home, str(child.pid))
+            path.parent.rmdir()
+        # What is kept open of a removed group says "no such device".
+        lost = _read(inside, 1.0)
+        assert math.isnan(lost.container_memory_usage_bytes)
+        assert lost.process_memory_rss_bytes > 0
+        assert lost.system_memory_total_bytes == before.system_memory_total_bytes
+        told = [event.message.split(" cannot")[0] for event in inside.take_events()]
+        assert sorted(told) == ["container cpu", "container memory"]
+        later = [_read(inside, float(at)) for at in range(2, 10)]
+        own = _read(probe, 10.0)
+        assert later[-1].memory_limit_bytes == own.memory_limit_bytes
+        assert inside.limits == probe.limits
+        assert later[-1].memory_utilization_ratio == pytest.approx(own.memory_utilization_ratio, rel=0.1)
+        assert [event.kind for event in inside.take_events()] == ["probe_recovered"] * 2
+        inside.close()
+    finally:
+        child.communicate(b"\n")
+        probe.close()
+
+
+def _home(pid: int, procs: Path) -> Path:
+    """The file that takes a process back into the group it is in now, of the controller of another such file."""
+    controller = "" if (Path("/sys/fs/cgroup") / "cgroup.controllers").exists() else procs.parents[1].name
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if controller in names.split(","):
+            return procs.parents[1] / path.lstrip("/") / "cgroup.procs"
+    raise AssertionError(f"process {pid} is in no group of {controller!r}")
+
+
+def _read(probe: Probe, at: float) -> Sample:
+    return probe.read(time_seconds=at, monotonic_seconds=at, interval_seconds=1.0, gap=False)

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from wiseflow_nb.resources._limits import bound, count_cpus, cpu_place, effective_limits, memory_place
+from wiseflow_nb.resources._limits import (
+    bound,
+    count_cpus,
+    cpu_place,
+    effective_limits,
+    kill_files,
+    memory_place,
+    pressure_dir,
+)
 
 HOST = {"host_memory": 16e9, "host_cores": 8.0, "environ": {}}
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"
@@ -157,3 +165,48 @@ def test_usage_of_an_unlimited_group_is_its_own_and_the_true_root_has_none(tmp_p
     files["sys/fs/cgroup/cgroup.events"] = "populated 1"
     inside = bound(root=tree(tmp_path / "b", "0::/", V2_MOUNT, files), **HOST)
     assert (memory_place(inside)[0], cpu_place(inside)[0]) == (2, 2)
+
+
+def test_a_cpuset_is_counted_at_its_own_level_or_not_at_all(tmp_path: Path) -> None:
+    mounts = V1_MOUNTS + "\n34 23 0:30 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset"
+    files = {
+        "sys/fs/cgroup/cpuset/job/cpuset.cpus": "0-1",
+        "sys/fs/cgroup/cpu,cpuacct/job/cpuacct.usage": "1",
+        "sys/fs/cgroup/cpu,cpuacct/job/cpu.stat": "throttled_time 0",
+    }
+    beside = bound(root=tree(tmp_path / "a", "3:cpuset:/job\n2:cpu,cpuacct:/job", mounts, files), **HOST)
+    assert (beside.limits.cpu_source, beside.limits.cpu_limit_cores, beside.cpu_is_counted) == ("cpuset", 2.0, True)
+    assert cpu_place(beside)[2].endswith("cpu,cpuacct/job")
+    # A directory of that name is there, but the process is in another one.
+    files["sys/fs/cgroup/cpu,cpuacct/else/cpuacct.usage"] = "1"
+    apart = bound(root=tree(tmp_path / "b", "3:cpuset:/job\n2:cpu,cpuacct:/else", mounts, files), **HOST)
+    assert (apart.limits.cpu_source, apart.cpu_is_counted) == ("cpuset", False)
+    unified = {"sys/fs/cgroup/app/cpuset.cpus.effective": "0-2", "sys/fs/cgroup/app/cpu.stat": "usage_usec 1"}
+    found = bound(root=tree(tmp_path / "c", "0::/app", V2_MOUNT, unified), **HOST)
+    assert (found.cpu_is_counted, cpu_place(found)[1].endswith("/app")) == (True, True)
+    narrower = bound(root=tree(tmp_path / "d", "0::/app", V2_MOUNT, unified), affinity=1, **HOST)
+    assert (narrower.limits.cpu_source, narrower.cpu_is_counted) == ("affinity", False)
+
+
+def test_a_container_of_version_1_at_the_top_of_its_mount_is_not_the_machine(tmp_path: Path) -> None:
+    mount = "31 23 0:27 / /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory"
+    files = {
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "5",
+        "sys/fs/cgroup/memory/memory.oom_control": "oom_kill 0",
+    }
+    inside = bound(root=tree(tmp_path / "a", "4:memory:/", mount, files), **HOST)
+    assert memory_place(inside)[0] == 1
+    assert [Path(path).name for path in kill_files(inside)] == ["memory.oom_control"]
+    files["sys/fs/cgroup/memory/release_agent"] = ""
+    machine = bound(root=tree(tmp_path / "b", "4:memory:/", mount, files), **HOST)
+    assert (memory_place(machine), kill_files(machine)) == ((0, ""), ())
+
+
+def test_pressure_is_the_groups_own_where_it_is_kept(tmp_path: Path) -> None:
+    files = {"sys/fs/cgroup/app/cpu.pressure": "some"}
+    found = bound(root=tree(tmp_path / "a", "0::/app", V2_MOUNT, files), **HOST)
+    assert pressure_dir(found).endswith("/app")
+    # The machine's own group has such files too: they are the host's figures.
+    top = {"sys/fs/cgroup/cpu.pressure": "some"}
+    assert pressure_dir(bound(root=tree(tmp_path / "b", "0::/", V2_MOUNT, top), **HOST)) == ""

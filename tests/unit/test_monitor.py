@@ -48,7 +48,7 @@ def test_the_thread_count_explains_itself() -> None:
     probe = ScriptedProbe([Sample(cpu_utilization_ratio=0.1)], LIMITS)
     monitor = ResourceMonitor(Settings(), probe=probe, clock=FakeClock())
     decision = monitor.calculate_optimal_thread_count(pending=5, workers=2)
-    assert decision.target == 5
+    assert decision.target == 4
     assert decision.reason
 
 

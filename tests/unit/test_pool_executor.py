@@ -403,13 +403,13 @@ def test_a_result_wanted_too_soon_and_one_cancelled_while_waited_for(one: Any) -
 
     def waits() -> None:
         try:
-            future.result(SOON)
+            future.result()
         except CancelledError as error:
             caught.append(type(error))
 
-    thread = threading.Thread(target=waits)
+    thread = threading.Thread(target=waits, daemon=True)
     thread.start()
-    eventually(lambda: future._condition.__dict__ is not None and len(future._condition._waiters) == 1)
+    eventually(lambda: len(future._condition._waiters) == 1)
     assert future.cancel()
     thread.join(SOON)
     assert caught == [CancelledError]

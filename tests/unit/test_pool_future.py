@@ -76,6 +76,8 @@ def test_what_callbacks_and_freed_results_cost_is_no_tasks_cpu_time(one: ThreadP
             burn()
 
     blocker = hold(one)
+    one.options(name="burns").submit(burn)
+    one.options(name="after it").submit(lambda: None)
     one.submit(int).add_done_callback(burn)
     one.options(name="after a callback").submit(lambda: None)
     one.submit(Costly)
@@ -86,7 +88,8 @@ def test_what_callbacks_and_freed_results_cost_is_no_tasks_cpu_time(one: ThreadP
     one.submit(int).result(SOON)
     assert isinstance(cleaned.exception(), ZeroDivisionError)
     frame = one.records().set_index("name")
-    for name in ("after a callback", "after a result", "after a cleanup"):
+    assert frame.loc["burns", "cpu_seconds"] >= 0.04
+    for name in ("after it", "after a callback", "after a result", "after a cleanup"):
         assert frame.loc[name, "cpu_seconds"] < 0.02
 
 
@@ -271,6 +274,21 @@ def test_idle_workers_end_with_their_pool_in_whatever_thread_it_is_collected() -
                 assert not thread.is_alive()
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_a_pool_that_is_collected_while_a_worker_lies_down_is_noticed() -> None:
+    pool = ThreadPoolManager(1, 1)
+    crew = pool._crew
+
+    class Listing(list[Any]):
+        def append(self, worker: Any) -> None:
+            crew._abandon(None)  # just before it is listed, so that no bell is rung for it
+            super().append(worker)
+
+    crew._idle = Listing()
+    assert pool.submit(abs, -1).result(SOON) == 1
+    crew.join(time.monotonic() + SOON)
+    assert crew.workers == 0
 
 
 def test_a_view_keeps_its_pool() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -142,4 +143,31 @@ def test_the_whole_file_is_there_from_the_start(tmp_path: Path) -> None:
     writer = RingWriter(str(tmp_path / "ring.bin"))
     status = (tmp_path / "ring.bin").stat()
     assert status.st_size == 64 + 3600 * len(SAMPLE_COLUMNS) * 8
+    writer.close()
+
+
+@pytest.mark.parametrize("capacity", [9, 3600])
+def test_a_sample_takes_eight_bytes_a_column_and_eight(tmp_path: Path, capacity: int) -> None:
+    writer = RingWriter(str(tmp_path / "ring.bin"), capacity=capacity)
+    writer.close()
+    assert (tmp_path / "ring.bin").stat().st_size / capacity <= 8 * len(SAMPLE_COLUMNS) + 8
+
+
+def test_appends_keep_no_memory(tmp_path: Path) -> None:
+    writer, sample = RingWriter(str(tmp_path / "ring.bin")), Sample(time_seconds=1.0)
+    tracemalloc.start()
+    try:
+        for _ in range(1000):
+            writer.append(sample)
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for _ in range(100_000):
+            writer.append(sample)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert writer.count == 101_000
+    # The count itself grew from a small number to a larger one, and no more; in flight a row's floats.
+    assert after - before <= 256
+    assert peak - before <= 4096
     writer.close()

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from wiseflow_nb.errors import SessionNotFoundError
-from wiseflow_nb.records import AlertState, AlertTransition, Sample, SessionState, Severity
+from wiseflow_nb.errors import SessionNotFoundError, UsageError
+from wiseflow_nb.records import AlertState, AlertTransition, CellRecord, Sample, SessionState, Severity
 from wiseflow_nb.session import Session, current_session, open_session, sessions, start_default
 from wiseflow_nb.view import StoreView, alert_views, default_view
 
@@ -168,3 +168,27 @@ def test_the_default_session_is_one_and_is_forgotten_when_closed() -> None:
     with pytest.raises(SessionNotFoundError):
         open_session("20200101-000000-none")
     assert [info.state for info in sessions()] == [SessionState.ENDED]
+
+
+def test_a_picture_marks_cells_and_alerts_and_a_summary_needs_no_more_than_the_session() -> None:
+    with Session(title="drawn", resource_check_interval=0.05, audit_interval=0, alert_for_seconds=600) as session:
+        fired = threading.Event()
+        session.monitor.add_callback(lambda item: fired.set())
+        session.monitor.add_rule("some", "process_count", resource="cpu", warning=1, for_seconds=0)
+        started = session.now()
+        session.cell_started(CellRecord("c1", 1, "x = 1", started))
+        session.cell_finished(CellRecord("c1", 1, "x = 1", started, started + 0.1, 0.1, status="ok"))
+        assert fired.wait(20)
+        wait_until(lambda: len(session.history()) >= 5)
+        session.sync()
+        view = StoreView(session.directory)
+        for drawn in (session.plot(), view.plot(theme="dark", since="-10min")):
+            # Thresholds of three charts (two bands each), one alert, one cell.
+            assert len(drawn.layout.shapes) == 3 * 2 + 2
+        with pytest.raises(UsageError, match="theme='pink'"):
+            session.plot(theme="pink")
+        assert session.summary().loc["process_count", "min"] >= 1
+        busy = view.busiest(1)
+        assert busy.cells.tolist() == [(1,)]
+        assert len(session.busiest(1, by="process_memory_rss_bytes")) == 1
+        view.close()

@@ -97,6 +97,8 @@ def figure(
         drawn.add_shape(**span, fillcolor=shade, opacity=0.7, line_width=0)
     ink, grid, paper = _INK[theme]
     drawn.update_xaxes(gridcolor=grid, zeroline=False, linecolor=grid)
+    # Room for the cells' bars between the lowest chart and its labels.
+    drawn.update_xaxes(ticks="outside", ticklen=12, tickcolor="rgba(0,0,0,0)", row=5, col=1)
     drawn.update_yaxes(gridcolor=grid, zeroline=False)
     drawn.update_annotations(font={"size": 13, "color": ink}, x=0, xanchor="left")
     drawn.update_layout(

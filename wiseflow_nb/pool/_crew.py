@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import Any
 
 from wiseflow_nb.clock import Clock, SystemClock
-from wiseflow_nb.context import _current
+from wiseflow_nb.context import RemoteRun, _current
 from wiseflow_nb.errors import PoolClosedError, TaskCancelledError
 from wiseflow_nb.pool._deques import DequeQueue
 from wiseflow_nb.pool._exit import join_at_exit
@@ -38,8 +38,9 @@ RECORDS_KEPT = 10_000
 #: After so many yields to the holder of the lock, queue for it: it may be off the processor.
 YIELDS = 1_000
 
-#: number, name, class, state, submitted (epoch), queue, wall and CPU seconds, error, cleanup failures
-Row = tuple[int, str, Priority, str, float, float, float, float, str, int]
+#: What is kept of work that completed, the usual case: number, name, class, when it was submitted (epoch),
+#: queue, wall and CPU seconds.
+Row = tuple[int, str, Priority, float, float, float, float]
 
 
 def take(lock: threading.RLock) -> None:
@@ -99,7 +100,6 @@ class Crew:
         self.max_workers = high
         self.target = high
         self.reason = "as many as the bounds allow"
-        self.busy = 0
         self._limit = high
         self._blocked: dict[threading.Thread, int] = {}
         self._workers: dict[threading.Thread, Worker] = {}
@@ -230,7 +230,6 @@ class Crew:
         if work is not None:
             work._state = RUNNING
             me.work, me.started = work, now
-            self.busy += 1
             if self.queue.size and (self._idle or len(self._workers) < self._limit):
                 self._summon_more()
         return work
@@ -312,42 +311,21 @@ class Crew:
         work._fn, work._args, work._kwargs = None, (), None
         ended = self.monotonic()
         cpu_after = time.thread_time_ns()
-        state, text, failures = "completed", "", 0
-        if error is not None:
-            state = "cancelled" if isinstance(error, TaskCancelledError) else "failed"
-            text = told(error)
-            failures = run_cleanups(work.task_context(), work._cleanup, work._name)
-        work._cleanup = None
         queued = me.started - work._queued_at
         wall = ended - me.started
         cpu = (cpu_after - cpu_before) / 1e9
-        figures: Row = (
-            work._number,
-            work._name,
-            work._priority,
-            state,
-            work._submitted_seconds,
-            queued,
-            wall,
-            cpu,
-            text,
-            failures,
-        )
+        figures = (work._number, work._name, work._priority, work._submitted_seconds, queued, wall, cpu)
         row: Row | PoolRecord = figures
+        if error is not None:
+            failures = run_cleanups(work.task_context(), work._cleanup, work._name)
+            state = "cancelled" if isinstance(error, TaskCancelledError) else "failed"
+            row = _record(figures, state, told(error), failures)
+        work._cleanup = None
         context = work._context
         if context is not None and context.remote is not None:
             # Its code ran in another process: what that cost is what counts.
-            remote = context.remote
-            cpu, failures = remote.cpu_seconds, failures + len(remote.cleanup_failures)
-            row = replace(
-                _record(figures),
-                cpu_seconds=cpu,
-                cpu_source=remote.source,
-                cleanup_failures=failures,
-                memory_peak_bytes=remote.memory_peak_bytes,
-                memory_source=remote.memory_source,
-            )
-            cpu = cpu if cpu == cpu else 0.0
+            row = _as_measured_there(row if isinstance(row, PoolRecord) else _record(row), context.remote)
+            cpu = row.cpu_seconds if row.cpu_seconds == row.cpu_seconds else 0.0
         following = None
         lock = self.lock
         if not lock.acquire(False):
@@ -355,20 +333,14 @@ class Crew:
         try:
             # First the figures, then the result: who has the result finds the figures.
             me.work = None
-            self.busy -= 1
             self._records.append(row)
             self._queue_seconds += queued
             self._wall_seconds += wall
             self._cpu_seconds += cpu
-            if failures:
-                self._cleanup_failures += failures
-            if error is None:
+            if error is None and type(row) is tuple:
                 self._completed += 1
             else:
-                if state == "failed":
-                    self._failed += 1
-                else:
-                    self._cancelled += 1
+                self._count_ended(row)
             quiet = work._condition_made is None and not work._done_callbacks
             if quiet:
                 work._result, work._exception = value, error
@@ -390,6 +362,17 @@ class Crew:
         # An error's traceback leads to the caller's frame, which is this one.
         del work, value, error
         return None
+
+    def _count_ended(self, row: Row | PoolRecord) -> None:
+        # The lock is held.
+        assert isinstance(row, PoolRecord)
+        self._cleanup_failures += row.cleanup_failures
+        if row.state == "completed":
+            self._completed += 1
+        elif row.state == "failed":
+            self._failed += 1
+        else:
+            self._cancelled += 1
 
     # -- size ---------------------------------------------------------------------------------
 
@@ -452,6 +435,11 @@ class Crew:
         """How many threads there are."""
         return len(self._workers)
 
+    @property
+    def busy(self) -> int:
+        """How many threads run work."""
+        return sum(worker.work is not None for worker in self._workers.values())
+
     def stop_running(self, work: PoolFuture[Any], reason: str) -> bool:
         """Ask running work to stop; return whether it was running."""
         with self.lock:
@@ -474,7 +462,7 @@ class Crew:
                 cpu_seconds=self._cpu_seconds,
                 cleanup_failures=self._cleanup_failures,
                 queued=self.queue.size,
-                running=self.busy,
+                running=len(contexts),
             )
 
     def records(self) -> list[PoolRecord]:
@@ -518,7 +506,7 @@ class Crew:
         self.lock = threading.RLock()
         self.queue = DequeQueue()
         self._workers, self._leaving, self._idle, self._blocked = {}, [], [], {}
-        self._called, self._starting, self.busy = None, 0, 0
+        self._called, self._starting = None, 0
         self._limit = self.target
 
 
@@ -526,9 +514,20 @@ def _unstarted(work: PoolFuture[Any], state: str, error: str = "") -> PoolRecord
     return PoolRecord(f"p{work._number}", work._name, work._priority, state, work._submitted_seconds, error=error)
 
 
-def _record(row: Row) -> PoolRecord:
-    number, name, priority, state, submitted, queued, wall, cpu, error, failures = row
+def _record(row: Row, state: str = "completed", error: str = "", failures: int = 0) -> PoolRecord:
+    number, name, priority, submitted, queued, wall, cpu = row
     started = submitted + queued
     return PoolRecord(
         f"p{number}", name, priority, state, submitted, started, queued, wall, cpu, "thread_time", error, failures
+    )
+
+
+def _as_measured_there(record: PoolRecord, remote: RemoteRun) -> PoolRecord:
+    return replace(
+        record,
+        cpu_seconds=remote.cpu_seconds,
+        cpu_source=remote.source,
+        cleanup_failures=record.cleanup_failures + len(remote.cleanup_failures),
+        memory_peak_bytes=remote.memory_peak_bytes,
+        memory_source=remote.memory_source,
     )

@@ -214,10 +214,12 @@ class PoolFuture(Future[ValueT]):
 
     def _finish(self, value: Any, error: BaseException | None) -> None:
         crew = self._crew
-        with crew.lock:
-            made = self._condition_made
-            if made is None:
-                self._end(value, error)
+        made = self._condition_made
+        if made is None:
+            with crew.lock:
+                made = self._condition_made
+                if made is None:
+                    self._end(value, error)
         if made is not None:
             with made, crew.lock:
                 self._end(value, error)

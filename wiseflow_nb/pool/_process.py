@@ -85,18 +85,11 @@ class ProcessWorkers:
 
     def lend(self) -> WorkerProcess:
         """Take an idle worker, or start one."""
-        dead: list[WorkerProcess] = []
-        try:
-            with self._lock:
-                while self._idle:
-                    worker = self._idle.pop()
-                    if worker.alive():
-                        self._busy.add(worker)
-                        return worker
-                    dead.append(worker)
-        finally:
-            for worker in dead:
-                worker.kill()
+        with self._lock:
+            if self._idle:
+                worker = self._idle.pop()
+                self._busy.add(worker)
+                return worker
         _hook_exit()
         worker = WorkerProcess()
         with self._lock:
@@ -169,14 +162,12 @@ class ProcessCall:
         context.check_cancelled()
         call = _pack(context.name, self._fn, args, kwargs)
         del args, kwargs
-        worker = self._workers.lend()
-        reply = Reply()
         try:
-            with context.token.telling(worker.stop):
-                reply = worker.run(context.task_id, context.name, context.attempt, call, context.progress)
+            worker, reply = self._run(context, call)
+            while not reply.begun:  # a worker that had died while it was idle: nothing has run yet
+                worker, reply = self._run(context, call)
         finally:
             del call  # an error's traceback would keep it
-            self._workers.give_back(worker, reusable=reply.reusable)
         context.remote = RemoteRun(
             source="unknown" if reply.lost or reply.forced else "process",
             cpu_seconds=reply.cpu_seconds,
@@ -187,6 +178,16 @@ class ProcessCall:
             cleanup_failures=reply.cleanup_failures,
         )
         return _outcome(context, worker.pid, reply)
+
+    def _run(self, context: TaskContext, call: bytes) -> tuple[WorkerProcess, Reply]:
+        worker = self._workers.lend()
+        reply = Reply()
+        try:
+            with context.token.telling(worker.stop):
+                reply = worker.run(context.task_id, context.name, context.attempt, call, context.progress)
+        finally:
+            self._workers.give_back(worker, reusable=reply.reusable)
+        return worker, reply
 
 
 def _pack(name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

@@ -90,7 +90,7 @@ class Worker:
         self._control, self._lifeline, self._results = control, lifeline, results
         self._send_lock = threading.Lock()
         self._meter = Meter()
-        self._parent = os.getppid()
+        self._pid, self._parent = os.getpid(), os.getppid()
         #: Guards what the listening thread shares with the main one.
         self._lock = threading.Lock()
         self._serial = 0
@@ -178,7 +178,11 @@ class Worker:
 
     def _on_term(self, number: int, at: FrameType | None) -> None:
         # The kernel sends this to code that did not look at its token, shortly before it kills.
-        if self._sending:
+        if os.getpid() != self._pid:
+            # Sent to a child of the task's own in the moment of its fork.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self._sending:
             self._stop_due = True  # half a frame must not be left in the pipe
         elif self._in_code:
             self._in_code = False  # once: what unwinds is not interrupted again
@@ -222,7 +226,9 @@ class Worker:
                     self._token.cancel(reason)
 
     def _forked(self) -> None:
-        # A child of the task's own: an end of a pipe held here would hide this worker's death.
+        # A child of the task's own. It must die of a SIGTERM as usual (multiprocessing ends its workers
+        # so), and an end of a pipe held here would hide this worker's death.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._meter.close()
         for fd in (self._tasks.fileno(), self._control, self._lifeline, self._results):
             with contextlib.suppress(OSError):

@@ -22,22 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from wiseflow_nb.errors import UsageError, WorkerLostError
+from wiseflow_nb.pool._process_stop import StopPlan
 from wiseflow_nb.pool._process_wire import FrameReader, frame
 
-#: Code that was asked to stop may look at its token this long; then TaskCancelledError is raised in it.
-TOKEN_SECONDS = 0.25
-#: Code that was asked to stop and has not is killed after this long, with all that it started.
-KILL_SECONDS = 0.5
-#: Code that did stop may spend this long in the cleanup handlers that it pushed inside the process.
-CLEANUP_SECONDS = 5.0
 #: What is kept of the output of one call, in bytes; the end is what tells most.
 OUTPUT_KEPT = 8192
 #: How long a worker that was told to end may take, in seconds.
 END_SECONDS = 1.0
-#: How often a silent worker is looked at: what it started may hold its pipes open after its death.
-LOOK_SECONDS = 1.0
-
-_READ_BYTES = 1 << 18
+#: A pipe's capacity; a larger buffer would be mapped and unmapped at each read.
+_READ_BYTES = 1 << 16
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
     "from wiseflow_nb.pool._process_child import main; arguments, sys.argv[1:] = sys.argv[1:], []; "
@@ -59,6 +52,7 @@ class Reply:
     output: str = ""
     forced: bool = False
     lost: str = ""
+    begun: bool = True
     reusable: bool = False
 
 
@@ -80,6 +74,9 @@ class WorkerProcess:
         self._lock = threading.Lock()
         self._buried = False
         self._reason = ""
+        self._plan = StopPlan()
+        self._unsent = memoryview(b"")
+        self._length = 0
         theirs: list[int] = []
         self._mine: list[int] = []
         try:
@@ -121,70 +118,90 @@ class WorkerProcess:
         self, task_id: str, name: str, attempt: int, call: bytes, on_progress: Callable[[float, str], None]
     ) -> Reply:
         """Have a call run; return what came of it. Never raises for what the call does."""
-        self._serial += 1
-        setup = (os.getcwd(), list(sys.path))
-        sent = None if setup == self._setup else setup
-        self._setup = setup
-        self._drain_output()
-        self._tail.clear()
-        unsent = memoryview(frame((self._serial, task_id, name, attempt, sent), call))
-        unsent = self._write(unsent)
-        if unsent:
-            self._poll.register(self._tasks, select.POLLOUT)
-        asked_at = stopped_at = None
-        interrupted = False
+        self._send(task_id, name, attempt, call)
+        plan = self._plan = StopPlan()
         while True:
-            timeout = LOOK_SECONDS
-            if asked_at is not None:
-                now = time.monotonic()
-                begun, allowed = asked_at, KILL_SECONDS
-                if stopped_at is not None:
-                    begun, allowed = max(asked_at, stopped_at), CLEANUP_SECONDS
-                if now - begun >= allowed:
-                    self.kill()
-                    return self._end(Reply(forced=True, cancelled=True))
-                timeout = begun + allowed - now
-                if not interrupted and stopped_at is None:
-                    if now - asked_at >= TOKEN_SECONDS:
-                        interrupted = True
-                        with contextlib.suppress(OSError):
-                            os.kill(self.pid, signal.SIGTERM)
-                    else:
-                        timeout = asked_at + TOKEN_SECONDS - now
-            ready = self._poll.poll(timeout * 1000.0 + 1.0)
+            action, seconds = plan.due(time.monotonic())
+            if action == "kill":
+                self.kill()
+                return self._end(Reply(forced=True, cancelled=True))
+            if action == "interrupt":
+                plan.interrupted = True
+                with contextlib.suppress(OSError):
+                    os.kill(self.pid, signal.SIGTERM)
+            # A millisecond more: poll rounds down, and would come back a moment early.
+            ready = self._poll.poll(seconds * 1000.0 + 1.0)
             if not ready and self._dead():
                 return self._end(self._lost())
-            for fd, event in ready:
-                if fd == self._output:
+            # Output is registered after the results and looked at before them: what was printed
+            # before an answer was sent is taken in before the answer is.
+            for fd, event in reversed(ready):
+                if fd == self._results:
+                    reply = self._hear(on_progress)
+                    if reply is not None:
+                        return self._end(reply)
+                elif fd == self._output:
                     if not self._drain_output() and event & (select.POLLHUP | select.POLLERR):
-                        self._poll.unregister(self._output)
-                elif fd == self._woken:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._woken, 64)
-                    if self._reason and asked_at is None:
-                        asked_at = time.monotonic()
-                        self._tell_cancel()
+                        self._poll.unregister(fd)
                 elif fd == self._tasks:
-                    unsent = self._write(unsent)
-                    if not unsent:
-                        self._poll.unregister(self._tasks)
+                    self._send_more()
                 else:
-                    data = _read(self._results)
-                    if data is None:
-                        return self._end(self._lost())
-                    for header, body in self._reader.feed(data):
-                        what, serial, *rest = header
-                        if serial != self._serial:
-                            continue  # a thread that an earlier call left behind
-                        if what == "progress":
-                            on_progress(*rest)
-                        elif what == "stopped":
-                            stopped_at = time.monotonic()
-                        elif what == "result":
-                            reply = Reply(rest[0], body, *rest[1:])
-                            # What was interrupted in the middle may have left anything half done.
-                            reply.reusable = not interrupted and not unsent
-                            return self._end(reply)
+                    self._hear_stop()
+
+    def _send(self, task_id: str, name: str, attempt: int, call: bytes) -> None:
+        self._serial += 1
+        self._tail.clear()
+        setup = (_directory(), list(sys.path))
+        header = (self._serial, task_id, name, attempt, None if setup == self._setup else setup)
+        self._setup = setup
+        self._unsent = memoryview(frame(header, call))
+        self._length = len(self._unsent)
+        self._write()
+        if self._unsent:
+            self._poll.register(self._tasks, select.POLLOUT)
+
+    def _send_more(self) -> None:
+        if not self._write() or not self._unsent:
+            self._poll.unregister(self._tasks)
+
+    def _write(self) -> bool:
+        """Write as much as the pipe takes; return False if nobody will read it, which ``_hear`` will find too."""
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[os.write(self._tasks, self._unsent) :]
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def _hear(self, on_progress: Callable[[float, str], None]) -> Reply | None:
+        data = _read(self._results)
+        if data is None:
+            return self._lost()
+        for header, body in self._reader.feed(data):
+            what, serial, *rest = header
+            if serial != self._serial:
+                continue  # from a thread that an earlier call left behind
+            if what == "progress":
+                on_progress(*rest)
+            elif what == "stopped":
+                self._plan.stopped = time.monotonic()
+            else:
+                reply = Reply(rest[0], body, *rest[1:])
+                # What was interrupted in the middle may have left anything half done.
+                reply.reusable = not (self._plan.interrupted or self._unsent)
+                return reply
+        return None
+
+    def _hear_stop(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._woken, 64)
+        if self._reason and self._plan.asked is None:
+            self._plan.asked = time.monotonic()
+            with contextlib.suppress(OSError):
+                # Far below PIPE_BUF: written whole or not at all.
+                os.write(self._control, frame((self._serial, self._reason[:500])))
 
     def stop(self, reason: str) -> None:
         """Ask the call that runs to stop; from any thread, and without waiting."""
@@ -193,21 +210,6 @@ class WorkerProcess:
                 self._reason = reason or "cancelled"
                 with contextlib.suppress(OSError):
                     os.write(self._wake, b"c")
-
-    def _tell_cancel(self) -> None:
-        with contextlib.suppress(OSError):
-            # Far below PIPE_BUF: written whole or not at all.
-            os.write(self._control, frame((self._serial, self._reason[:500])))
-
-    def _write(self, data: memoryview) -> memoryview:
-        try:
-            while data:
-                data = data[os.write(self._tasks, data) :]
-        except BlockingIOError:
-            return data
-        except OSError:
-            return memoryview(b"")  # its death is seen, and told, where its answer would come
-        return data
 
     def _drain_output(self) -> bool:
         """Take in what the worker printed; return whether there was anything."""
@@ -220,10 +222,9 @@ class WorkerProcess:
         return found
 
     def _end(self, reply: Reply) -> Reply:
-        # The worker flushed before it answered: all that it printed is in the pipe by now.
-        self._drain_output()
-        reply.output = bytes(self._tail[-OUTPUT_KEPT:]).decode("utf-8", "replace")
-        self._tail.clear()
+        if self._tail:
+            reply.output = bytes(self._tail[-OUTPUT_KEPT:]).decode("utf-8", "replace")
+            self._tail.clear()
         return reply
 
     def rest(self) -> None:
@@ -235,6 +236,9 @@ class WorkerProcess:
             self._reason = ""
 
     def _lost(self) -> Reply:
+        # One that had served before and has read nothing of this call died while it was idle. A new
+        # one that reads nothing cannot start at all: trying again would never end.
+        begun = self._serial == 1 or _unread(self._tasks) < self._length - len(self._unsent)
         self.kill()
         code = self._process.returncode
         if code is not None and code < 0:
@@ -246,7 +250,7 @@ class WorkerProcess:
                 told += " (by hand, or for want of memory)"
         else:
             told = f"exit code {code}"
-        return Reply(lost=told)
+        return Reply(lost=told, begun=begun)
 
     # -- life and death ----------------------------------------------------------------------
 
@@ -256,16 +260,6 @@ class WorkerProcess:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except (AttributeError, ChildProcessError):
             return self._process.poll() is not None
-
-    def alive(self) -> bool:
-        """Whether an idle worker can take a call."""
-        if self._buried or self._dead():
-            return False
-        # What a thread that an earlier call left behind has sent meanwhile.
-        while data := _read(self._results):
-            for _ in self._reader.feed(data):
-                pass
-        return data is not None
 
     def strike(self) -> None:
         """Kill the process and everything that it started; from any thread. Whoever drives it buries it."""
@@ -353,6 +347,24 @@ def _read(fd: int) -> bytes | None:
         return b""
     except OSError:
         return None
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # removed under us; the worker stays where it is
+        return ""
+
+
+def _unread(fd: int) -> int:
+    """How many bytes of a pipe the other end has not read; 0 where the system does not tell."""
+    try:
+        import fcntl
+        import termios
+
+        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+    except (ImportError, OSError):
+        return 0
 
 
 def _descendants(pid: int) -> list[Any]:

@@ -108,20 +108,29 @@ class KeptFiles:
         OSError
             See ``read``.
         """
-        data = self.read(path)
         kept = self._kept.get(path)
+        if kept is not None:
+            try:
+                data: bytes = pread(kept.fd, 4096, 0)
+            except OSError as error:
+                data = self._again(path, 4096, error)
+                kept = self._kept.get(path)
+            else:
+                if data == kept.data and len(data) < _WHOLE:
+                    return kept.value  # type: ignore[no-any-return]
+        else:
+            data = self._first(path, 4096)
+            kept = self._kept.get(path)
         if len(data) >= _WHOLE:
             if kept is None:
                 with open(path, "rb") as stream:
                     return parse(stream.read())
             while more := pread(kept.fd, 65536, len(data)):
                 data += more
-        if kept is None:
-            return parse(data)
-        if data != kept.data:
-            kept.value = parse(data)
-            kept.data = data
-        return kept.value  # type: ignore[no-any-return]
+        value = parse(data)
+        if kept is not None:
+            kept.value, kept.data = value, data
+        return value
 
     def forget(self, path: str) -> None:
         """Close one, if it is open, and drop what is known of it."""

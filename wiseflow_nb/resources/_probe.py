@@ -27,6 +27,8 @@ from wiseflow_nb.resources._tree import PSS_SECONDS, LinuxTree, Tree
 #: A container's limits can change while it runs: they are looked at again after so long.
 LIMITS_SECONDS = 30.0
 LINUX_FILES, PSUTIL = "linux files", "psutil"
+#: What a limit binds: the machine, a control group, or this tree of processes alone.
+HOST, GROUP, TREE = range(3)
 
 _UNKNOWN: Values = (NAN,)
 
@@ -97,8 +99,7 @@ class Probe:
         self._dear = False
         self._seen = False
         self._look_due = math.inf
-        self._bound = self._find_bound()
-        container.place(self._bound)
+        self._bind(self._find_bound())
         self._load = Part("load", ("system_load1",), host.load)
         self._memory = Part(
             "host memory",
@@ -270,7 +271,17 @@ class Probe:
             return
         # Counters of another level must not be compared with those of this one.
         self._cpu_before = None
+        self._bind(found)
+
+    def _bind(self, found: Bound) -> None:
+        """Compare with these limits from now on, and read usage at their levels."""
+        limits = found.limits
+        counted = GROUP if found.cpu_is_counted else TREE
+        cpu_level = HOST if limits.cpu_source == "host" else counted
+        given = limits.memory_source.startswith("environment")
+        memory_level = HOST if limits.memory_source == "host" else TREE if given else GROUP
         self._bound = found
+        self._levels = (limits.cpu_limit_cores, limits.memory_limit_bytes, cpu_level, memory_level)
         self._container.place(found)
 
     def _find_bound(self) -> Bound:
@@ -326,21 +337,18 @@ class Probe:
         self, now: float, memory: Values, host_cpu: float, group_cpu: float, tree_cpu: float, resident: float
     ) -> Values:
         """Compare each limit with the usage of the very level that it binds."""
-        limits = self._bound.limits
-        cores, limit = limits.cpu_limit_cores, limits.memory_limit_bytes
-        if limits.cpu_source == "host":
+        cores, limit, cpu_level, memory_level = self._levels
+        if cpu_level == HOST:
             utilization = host_cpu
         else:
             # Affinity and the environment bind this tree of processes; so does a group whose CPU time
             # is counted elsewhere.
-            utilization = self._rate(group_cpu if self._bound.cpu_is_counted else tree_cpu, now) / cores
+            utilization = self._rate(group_cpu if cpu_level == GROUP else tree_cpu, now) / cores
         total, spare, _ = memory
-        if limits.memory_source == "host":
+        if memory_level == HOST:
             used = total - spare
-        elif limits.memory_source.startswith("environment"):
-            used = resident
         else:
-            used = self._container.working_set
+            used = self._container.working_set if memory_level == GROUP else resident
         # A group may be allowed more than the machine has left.
         available = max(min(limit - used, spare if spare == spare else limit), 0.0) if used == used else NAN
         if limit == math.inf:

@@ -69,6 +69,7 @@ class LinuxTree:
         # Some kernels and sandboxes do not offer the list of children.
         self._listed = os.path.exists(f"{self._proc}/{pid}/task/{pid}/children")
         self._newest = self._listings_left = 0
+        self._settled = False
         self._fds = f"{self._proc}/{pid}/fd"
         self._fds_are_counted = False
         self._start = b""
@@ -97,9 +98,11 @@ class LinuxTree:
         """
         if not self._alive:
             raise ProcessLookupError(f"process {self._pid} has ended")
-        known = 0 < newest == self._newest and self._listings_left > 0
+        same = 0 < newest == self._newest
+        # Listed once more after a change: a process gets its number a moment before it can be seen.
+        known = same and self._settled and self._listings_left > 0
         # Before it is read: what starts meanwhile has a newer number at the next reading.
-        self._newest = newest
+        self._newest, self._settled = newest, same
         self._listings_left = self._listings_left - 1 if known else LIST_EVERY
         totals = self._sum() if known else None
         left = PASSES
@@ -161,25 +164,28 @@ class LinuxTree:
         """List the tree and read it; None when it changed meanwhile, unless this is the final pass."""
         before, found, rows, whole = self._members, {}, [], True
         order = [self._pid] if self._listed else [self._pid, *self._descendants()]
+        known, files = {*order, *self._exclude}, self._files
         for pid in order:
             member = before.get(pid) or _Member(self._proc, pid)
             try:
                 row = self._top(member) if pid == self._pid else self._look(member)
-                if row[1] != member.row[1]:
-                    member.close(self._files)  # another process by now
+                if row[1] != member.row[1] and member.row is not _UNSEEN:
+                    member.close(files)  # another process by now
                 member.row = row
                 found[pid] = member
                 rows.append(row)
                 if self._listed:
-                    listed = member.children(self._files, row[4])
-                    order.extend(child for child in listed if child not in self._exclude and child not in order)
+                    for child in member.children(files, row[4]):
+                        if child not in known:
+                            known.add(child)
+                            order.append(child)
             except (*GONE, PermissionError) as error:
                 if pid == self._pid:
                     raise
                 # Another user's may be hidden from us.
                 whole = whole and isinstance(error, PermissionError)
         for pid in before.keys() - found.keys():
-            before[pid].close(self._files)
+            before[pid].close(files)
         self._members = found
         return _totals(rows) if whole or final else None
 
@@ -222,16 +228,17 @@ _UNSEEN: _linux.Process = (b"", b"", False, 0, 0, 0)
 class _Member:
     """One process of the tree, and the paths of what is read of it."""
 
-    __slots__ = ("_task", "_threads", "pid", "row", "stat")
+    __slots__ = ("_first", "_task", "_threads", "pid", "row", "stat")
 
     def __init__(self, proc: str, pid: int) -> None:
         self.pid = pid
         self.stat = f"{proc}/{pid}/stat"
         self.row = _UNSEEN
         self._task = f"{proc}/{pid}/task"
+        self._first = f"{self._task}/{pid}/children"
         self._threads: dict[str, str] = {}
 
-    def children(self, files: KeptFiles, threads: int) -> list[int]:
+    def children(self, files: KeptFiles, threads: int) -> Sequence[int]:
         """The direct children, over all threads.
 
         Raises
@@ -239,9 +246,11 @@ class _Member:
         FileNotFoundError, ProcessLookupError
             If the process is gone.
         """
+        if threads == 1 and not self._threads:
+            # The only thread is the first one: it stays, if only as a zombie, until the last has ended.
+            return files.listing(self._first, _linux.numbers)
         own = str(self.pid)
-        # The only thread is the first one: it stays, if only as a zombie, until the last has ended.
-        names = [own] if threads == 1 else os.listdir(self._task)
+        names = os.listdir(self._task)
         for name in self._threads.keys() - set(names):
             files.forget(self._threads.pop(name))
         found: list[int] = []
@@ -259,6 +268,7 @@ class _Member:
     def close(self, files: KeptFiles) -> None:
         """Close what is open of it."""
         files.forget(self.stat)
+        files.forget(self._first)
         for path in self._threads.values():
             files.forget(path)
         self._threads = {}

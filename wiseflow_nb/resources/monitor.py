@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -37,17 +38,18 @@ from wiseflow_nb.resources._probe import Probe
 from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.resources._rules import FUNCTION, AlertPlan, AlertRule, checked
 from wiseflow_nb.resources._sampler import Sampler, SampleSource, SamplingPlan
-from wiseflow_nb.sizing import SizingDecision, SizingInput, decide_workers
+from wiseflow_nb.sizing import SizingDecision, SizingInput, SizingPast, decide_workers
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from wiseflow_nb.resources._history import Moment
+    from wiseflow_nb.resources._history import Moment, Resolution
 
 logger = logging.getLogger("wiseflow_nb.resources")
 KEPT_SAMPLES = 3600
 KEPT_TRANSITIONS = 1000
+_PACK = struct.Struct(f"{len(SAMPLE_COLUMNS)}d")
 #: What another process told so short before its end may not have been committed.
 UNSURE_SECONDS = 10.0
 
@@ -143,7 +145,9 @@ class ResourceMonitor:
         self._probe = _Shared(source)
         self._ring_path = ring_path
         self._ring: RingReader | None = None
-        self._kept: collections.deque[Sample] = collections.deque(maxlen=KEPT_SAMPLES)
+        # Packed: a row of float objects takes four times as much.
+        self._kept: collections.deque[bytes] = collections.deque(maxlen=KEPT_SAMPLES)
+        self._newest: Sample | None = None
         self._transitions: collections.deque[AlertTransition] = collections.deque(maxlen=KEPT_TRANSITIONS)
         self._open: dict[str, AlertView] = {}
         self.bus = EventBus() if bus is None else bus
@@ -160,7 +164,7 @@ class ResourceMonitor:
         self._busy = False
         self._running = False
         self._thread: threading.Thread | None = None
-        self._last_change = -math.inf
+        self._sizing_past = SizingPast()
         self._last_target = 0
 
     def start(self) -> ResourceMonitor:
@@ -171,7 +175,7 @@ class ResourceMonitor:
             if self._ring_path is None:
                 sampler = self._sampler = Sampler(
                     self._probe,
-                    self._kept.append,
+                    self._keep,
                     self.plan(),
                     self._clock,
                     on_sample=self._sampled,
@@ -254,7 +258,7 @@ class ResourceMonitor:
     def latest(self) -> Sample | None:
         """The newest sample that was taken on schedule, or None before the first."""
         if self._ring_path is None:
-            return self._kept[-1] if self._kept else None
+            return self._newest
         ring = self._reader()
         return None if ring is None else ring.latest()
 
@@ -263,21 +267,47 @@ class ResourceMonitor:
         import numpy as np
 
         if self._ring_path is None:
-            rows = np.array(list(self._kept), dtype="float64").reshape(-1, len(SAMPLE_COLUMNS))
+            rows = np.frombuffer(b"".join(list(self._kept)), dtype="float64").reshape(-1, len(SAMPLE_COLUMNS))
         else:
             ring = self._reader()
             rows = np.empty((0, len(SAMPLE_COLUMNS))) if ring is None else ring.read(0)[1]
         return rows[rows[:, 0] >= since_seconds]
 
-    def history(self, *, since: Moment | None = None, until: Moment | None = None, rates: bool = False) -> pd.DataFrame:
-        """The newest samples as a DataFrame with a UTC index; ``rates`` adds changes per second.
+    def history(
+        self,
+        *,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        resolution: Resolution | None = None,
+        rates: bool = False,
+    ) -> pd.DataFrame:
+        """The newest samples (up to 3,600) as a DataFrame with a UTC index; a copy.
 
-        ``since`` and ``until`` are seconds since the epoch, texts or dates (UTC without a zone).
+        Parameters
+        ----------
+        since, until
+            Seconds since the epoch, texts or dates (UTC without a zone); ``"-15min"`` is before the newest.
+        resolution
+            ``"raw"`` (default), or seconds that a row is to span: then with ``<column>_min`` and ``_max``.
+        rates
+            Add ``<counter>_per_second`` for each counter.
         """
-        from wiseflow_nb.resources._history import frame
+        from wiseflow_nb.resources._history import raw_history
 
         attrs = {"host": socket.gethostname(), "limit_source": self.limits.limit_source}
-        return frame(self.rows(), rates=rates, since=since, until=until, attrs=attrs)
+        return raw_history(self.rows(), since=since, until=until, resolution=resolution, rates=rates, attrs=attrs)
+
+    def summary(self, **options: Any) -> pd.DataFrame:
+        """One row a column: min, mean, p95, max, last, seconds over its thresholds; ``options`` go to ``history``."""
+        from wiseflow_nb.resources._analysis import summary
+
+        return summary(self.history(**{"rates": True, **options}), self._settings.thresholds())
+
+    def busiest(self, n: int = 10, *, by: str = "cpu_utilization_ratio", **options: Any) -> pd.DataFrame:
+        """The ``n`` minutes in which a column was highest; ``options`` go to ``history``."""
+        from wiseflow_nb.resources._analysis import busiest
+
+        return busiest(self.history(**{"rates": True, **options}), n, by=by)
 
     def transitions(self) -> list[AlertTransition]:
         """The newest 1,000 alert transitions, oldest first."""
@@ -506,11 +536,10 @@ class ResourceMonitor:
                 min_workers=low,
                 max_workers=high,
                 now_seconds=self._clock.monotonic(),
-                last_change_seconds=self._last_change,
-            )
+            ),
+            self._sizing_past,
         )
-        if decision.target != current:
-            self._last_change = self._clock.monotonic()
+        self._sizing_past = decision.past
         self._last_target = decision.target
         return decision
 
@@ -523,6 +552,10 @@ class ResourceMonitor:
             with contextlib.suppress(OSError, ValueError):
                 self._ring = RingReader(self._ring_path)
         return self._ring
+
+    def _keep(self, sample: Sample) -> None:
+        self._kept.append(_PACK.pack(*sample))
+        self._newest = sample
 
     def _sampled(self, sample: Sample) -> None:
         self._sampler_fails = False

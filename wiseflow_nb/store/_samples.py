@@ -116,7 +116,7 @@ class SampleWriter:
 
     def write(self, partial: bool) -> None:
         """Write what is full and, on demand, the open raw block."""
-        for block in [*self._unsaved, *([self._block] if partial and self._block else [])]:
+        for block in [*self._unsaved[self._written[0] :], *([self._block] if partial and self._block else [])]:
             data = b"".join(_SAMPLE.pack(*row) for row in block)
             self._db.execute(
                 "INSERT OR REPLACE INTO samples VALUES (0, ?, ?, ?, ?)",

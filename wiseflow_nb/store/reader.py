@@ -8,7 +8,7 @@ import math
 import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -291,6 +291,20 @@ def after_the_end(task: TaskRecord) -> TaskRecord:
     from dataclasses import replace
 
     return replace(task, state=TaskState.LOST, reason=task.reason or f"the session ended while it was {task.state}")
+
+
+def counts_after_the_end(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the counts of tasks by state as they read once their session is over."""
+    over: dict[str, int] = {}
+    for name, count in counts.items():
+        state = name if TaskState(name).terminal else TaskState.LOST.value
+        over[state] = over.get(state, 0) + count
+    return over
+
+
+def thresholds_from(meta: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The thresholds in a session's meta table: (warning, critical) ratios by resource."""
+    return {name: (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()}
 
 
 def session_directory(root: Path, session_id: str) -> Path:
