@@ -273,9 +273,6 @@ def _queries(bench: Bench, directory: Path) -> None:
             query()
             took.append(time.perf_counter() - began)
         bench.note(f"{name}, of a million", statistics.median(took) * 1e3, "ms", goal=20.0)
-    began = time.perf_counter()
-    view.series(["cpu_utilization_ratio"], NOW - SAMPLES)
-    bench.note("series of all samples", time.perf_counter() - began, "s")
     view.close()
 
 

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from wiseflow_nb.config import load_settings
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.recorder._keeper import Keeper
-from wiseflow_nb.records import SessionState
+from wiseflow_nb.records import CommandResult, SessionState
 from wiseflow_nb.session import Session, open_session, sessions
 from wiseflow_nb.view import StoreView
 
@@ -68,8 +69,6 @@ def test_a_session_is_recorded_and_read_back(in_process: bool) -> None:
 
 def test_commands_from_another_view_reach_the_work() -> None:
     with Session(title="commanded") as session:
-        import threading
-
         started, cleaned = threading.Event(), []
 
         async def endless() -> None:
@@ -262,11 +261,77 @@ def test_a_session_is_not_closed_inside_its_own_task() -> None:
 
 def test_a_session_ends_though_its_recorder_does_not_answer() -> None:
     session = Session(title="stopped recorder").start()
+    assert session.sync(10)
     os.kill(session.recorder.pid, signal.SIGSTOP)
+    tasks = [session.tasks.submit(int) for _ in range(20)]
+    assert [task.result(timeout=10) for task in tasks] == [0] * 20
+    assert not session.sync(0.1)
     session.close()
     view = StoreView(session.directory)
     assert view.info.state is SessionState.ENDED
+    # What the recorder never took was written in its place.
+    assert view.task_history().state.tolist() == ["completed"] * 20
+    assert "session_closed" in set(view.events().kind)
     view.close()
+
+
+def test_a_recorder_that_dies_again_and_again_goes_on_on_a_thread() -> None:
+    with Session(title="again", resource_check_interval=0.05) as session:
+        pids = []
+        for restarts in (1, 2):
+            pids.append(session.recorder.pid)
+            os.kill(session.recorder.pid, signal.SIGKILL)
+            wait_until(lambda restarts=restarts: session.recorder.restarts == restarts)
+            wait_until(lambda: session.sync(5))
+            assert session.tasks.submit(int).result(timeout=10) == 0
+        assert len(set(pids)) == 2
+        assert session.recorder.mode == "thread"
+        assert session.sync(5)
+        view = StoreView(session.directory)
+        assert view.task_history().state.tolist() == ["completed"] * 2
+        assert list(view.events().kind).count("recorder_restarted") == 2
+        assert view.pause().ok
+        view.close()
+
+
+def test_what_cannot_be_kept_is_counted_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wiseflow_nb.recorder import client
+
+    monkeypatch.setattr(client, "PENDING_LIMIT_BYTES", 10_000)
+    with Session(title="flooded") as session:
+        events = []
+        session.bus.subscribe(events.append)
+        os.kill(session.recorder.pid, signal.SIGSTOP)
+        try:
+            for number in range(200):
+                session.event("flood", f"{number} " + "x" * 1000)
+                session.recorder.flush()
+            wait_until(lambda: session.recorder.dropped_rows > 0)
+            wait_until(lambda: "rows_dropped" in [event.kind for event in events])
+            assert "dropped" in session.info.notice
+            assert session.tasks.submit(int).result(timeout=10) == 0
+        finally:
+            os.kill(session.recorder.pid, signal.SIGCONT)
+        wait_until(lambda: session.sync(5))
+        assert [event.kind for event in events].count("rows_dropped") == 1
+
+
+def test_a_command_that_was_taken_by_a_killed_recorder_is_answered() -> None:
+    with Session(title="taken") as session:
+        view = StoreView(session.directory, command_timeout=30.0)
+        kill = threading.Event()
+
+        def slow(verb: str, arguments: dict, who: str) -> CommandResult:
+            os.kill(session.recorder.pid, signal.SIGKILL)
+            kill.set()
+            return CommandResult(True, "done")
+
+        session.recorder._on_command = slow
+        answer = view.pause()
+        assert kill.is_set()
+        # Which of the two comes first is chance: the answer, or the new recorder's word that it may have been done.
+        assert answer.ok or "may have been done" in answer.message
+        view.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -35,6 +35,7 @@ logger = logging.getLogger("wiseflow_nb.recorder")
 PENDING_LIMIT_BYTES = 8 * 1024 * 1024
 PENDING_LIMIT_ROWS = 200_000
 COALESCE_SECONDS = 0.05
+PIPE_BYTES = 1024 * 1024
 #: A start that must be on record before user code runs is written through, unless this was just done.
 WRITE_THROUGH_SECONDS = 0.001
 READY_SECONDS = 15.0
@@ -149,7 +150,9 @@ class RecorderClient:
     def flush(self) -> None:
         """Encode what waits and write as much of it as the pipe takes; never blocks."""
         if not self._flush_lock.acquire(blocking=False):
-            return  # another thread is at it, and takes ours along or comes again
+            # Another thread is at it, and may have passed ours by: the flushing thread comes again.
+            self._wake.set()
+            return
         try:
             self._encode_pending()
             self._last_flush = self._clock.monotonic()
@@ -377,6 +380,7 @@ class RecorderClient:
     def _open_pipe(self, fd: int, config: RecorderConfig) -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.set_blocking(fd, False)
+        _widen(fd)
         with self._write_lock:
             self._fd = fd
             self._buffer = bytearray(encode({"t": "config", "config": to_json_dict(config)}))
@@ -528,6 +532,16 @@ def child_environment() -> dict[str, str]:
         # Appended to what is there; never in front of it.
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH", ""), root]))
     return environment
+
+
+def _widen(fd: int) -> None:
+    """Let a pipe hold more: what it took is safe whatever becomes of this process, also while the recorder waits."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except (ImportError, AttributeError, OSError):
+        pass  # not on this system, or over the user's limit: it holds what it holds
 
 
 _clients: weakref.WeakSet[RecorderClient] = weakref.WeakSet()

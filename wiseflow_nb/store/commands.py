@@ -5,7 +5,10 @@ Both sides check with the same function: the sender before it writes, the sessio
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import socket
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
@@ -165,3 +168,12 @@ def send(
     ).rowcount
     what = "was withdrawn" if withdrawn else "was taken but not answered"
     raise CommandError(f"the session did not answer {verb!r} within {timeout:g} s; the command {what}")
+
+
+def sender() -> str:
+    """Return who sends a command, as the audit names it: user, host and process."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        name = "user"
+    return f"{name}@{socket.gethostname()} (process {os.getpid()})"

@@ -8,7 +8,7 @@ import math
 import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,8 +186,11 @@ class StoreReader:
 
     def tier_starts(self) -> tuple[float, ...]:
         """The time of the first sample of each tier; infinity where it has no block."""
-        found = dict(self.query("SELECT tier, min(start_seconds) FROM samples GROUP BY tier"))
-        return tuple(float(found.get(tier, math.inf)) for tier in range(len(TIER_SECONDS)))
+        found = [
+            self.query("SELECT min(start_seconds) FROM samples WHERE tier = ?", (tier,))[0][0]
+            for tier in range(len(TIER_SECONDS))
+        ]
+        return tuple(math.inf if start is None else float(start) for start in found)
 
     def last_sample_seconds(self) -> float:
         """The time of the newest sample in any tier; NaN if there is none."""
@@ -200,7 +203,8 @@ class StoreReader:
 
         found = self.query(
             "SELECT data, count, end_seconds FROM samples "
-            "WHERE tier = ? AND end_seconds >= ? AND start_seconds <= ? ORDER BY start_seconds",
+            # The pluses keep SQLite from walking all that began before ``until``: most looks are at the newest.
+            "WHERE tier = ? AND end_seconds >= ? AND +start_seconds <= ? ORDER BY +start_seconds",
             (tier, since, until),
         )
         planes, wanted = (1 if tier == 0 else 4), len(SAMPLE_COLUMNS)
@@ -287,6 +291,20 @@ def after_the_end(task: TaskRecord) -> TaskRecord:
     from dataclasses import replace
 
     return replace(task, state=TaskState.LOST, reason=task.reason or f"the session ended while it was {task.state}")
+
+
+def counts_after_the_end(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the counts of tasks by state as they read once their session is over."""
+    over: dict[str, int] = {}
+    for name, count in counts.items():
+        state = name if TaskState(name).terminal else TaskState.LOST.value
+        over[state] = over.get(state, 0) + count
+    return over
+
+
+def thresholds_from(meta: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The thresholds in a session's meta table: (warning, critical) ratios by resource."""
+    return {name: (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()}
 
 
 def session_directory(root: Path, session_id: str) -> Path:

@@ -28,6 +28,7 @@ from wiseflow_nb.store.schema import (
 
 MAX_TEXT = 100_000
 COMMANDS_AT_ONCE = 100
+CHECKPOINT_PAGES = 250
 #: One more than the arguments of a command may have, to tell that it has more.
 READ_ARGUMENT_BYTES = MAX_ARGUMENT_BYTES + 1
 
@@ -137,6 +138,8 @@ class StoreWriter:
                 db.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = NORMAL")
+                # Often and little: copying the log back is the longest pause that this thread has.
+                db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
                 migrate(db, str(path))
                 self._inode = None if in_memory(path) else _inode(path)
             except BaseException:

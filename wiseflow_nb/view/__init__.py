@@ -1,7 +1,7 @@
 """What a dashboard sees of a session, and the verbs it may use."""
 
 from wiseflow_nb.view._protocol import LocalSession, SessionView
-from wiseflow_nb.view._stored import alert_views, thresholds_from, wiseflow_version
+from wiseflow_nb.view._stored import alert_views, wiseflow_version
 from wiseflow_nb.view._views import LocalView, StoreView, default_view
 
 __all__ = [
@@ -11,6 +11,5 @@ __all__ = [
     "StoreView",
     "alert_views",
     "default_view",
-    "thresholds_from",
     "wiseflow_version",
 ]

@@ -30,6 +30,7 @@ from wiseflow_nb.store.reader import (
     StoreReader,
     fit_columns,
     list_sessions,
+    thresholds_from,
 )
 
 if TYPE_CHECKING:
@@ -195,11 +196,6 @@ def alert_views(transitions: Iterable[AlertTransition], acknowledged: frozenset[
         views[item.alert_id] = alert_view(item, views.get(item.alert_id), acknowledged=item.alert_id in acknowledged)
     ordered = sorted(views.values(), key=lambda view: (not math.isnan(view.resolved_seconds), -view.started_seconds))
     return tuple(ordered[:SHOWN_ALERTS])
-
-
-def thresholds_from(meta: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """The thresholds in a session's meta table: (warning, critical) ratios by resource."""
-    return {name: (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()}
 
 
 def wiseflow_version() -> str:

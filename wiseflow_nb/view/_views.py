@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
-import socket
 import sqlite3
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +21,16 @@ from wiseflow_nb.records import (
     SessionState,
     Snapshot,
     TaskRecord,
-    TaskState,
     from_json_dict,
 )
-from wiseflow_nb.store.commands import logged, send, validate
+from wiseflow_nb.store.commands import logged, send, sender, validate
 from wiseflow_nb.store.finding import all_sessions
 from wiseflow_nb.store.paths import DATABASE_NAME, database_uri, sessions_root
 from wiseflow_nb.store.reader import (
     after_the_end,
+    counts_after_the_end,
     info_from_meta,
+    thresholds_from,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
 
 from wiseflow_nb.store.reader import session_directory
 from wiseflow_nb.view._protocol import LocalSession, SessionView
-from wiseflow_nb.view._stored import StoredFrames, alert_views, thresholds_from
+from wiseflow_nb.view._stored import StoredFrames, alert_views
 from wiseflow_nb.view._verbs import Verbs
 
 SHOWN_CELLS = 200
@@ -139,7 +137,7 @@ class StoreView(StoredFrames, Verbs):
         counts = store.task_counts()
         if info.state is not SessionState.LIVE:
             tasks = [after_the_end(task) for task in tasks]
-            counts = _counts_after_the_end(counts)
+            counts = counts_after_the_end(counts)
         return Snapshot(
             info=info,
             time_seconds=now,
@@ -189,17 +187,9 @@ class StoreView(StoredFrames, Verbs):
             uri = database_uri(self._directory / DATABASE_NAME, "rw")
             with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0)) as connection:
                 now = self._clock.time()
-                return send(connection, verb, arguments, who=_who(), now=now, timeout=self._timeout)
+                return send(connection, verb, arguments, who=sender(), now=now, timeout=self._timeout)
         except (WiseflowError, sqlite3.Error) as error:
             return CommandResult(False, str(error))
-
-
-def _counts_after_the_end(counts: Mapping[str, int]) -> dict[str, int]:
-    over: dict[str, int] = {}
-    for name, count in counts.items():
-        state = name if TaskState(name).terminal else TaskState.LOST.value
-        over[state] = over.get(state, 0) + count
-    return over
 
 
 def default_view(settings: Settings | None = None) -> SessionView:
@@ -220,11 +210,3 @@ def default_view(settings: Settings | None = None) -> SessionView:
         return StoreView(Path(info.path))
     where = sessions_root(settings.state_dir)[0]
     raise SessionNotFoundError(f"no session is recorded in {where}; load the extension in a notebook first")
-
-
-def _who() -> str:
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        name = "user"
-    return f"{name}@{socket.gethostname()} (process {os.getpid()})"
