@@ -8,15 +8,20 @@ from typing import Any, TypeVar
 from wiseflow_nb.tasks.task import Task
 
 NodeT = TypeVar("NodeT")
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
 def referenced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Task[Any]]:
     """Every task among the arguments, also one level deep in a list, tuple or dict, each once."""
     found: dict[int, Task[Any]] = {}
     for value in (*args, *kwargs.values()):
-        for item in _members(value):
-            if isinstance(item, Task):
-                found[id(item)] = item
+        kind = type(value)
+        if kind is Task:
+            found[id(value)] = value
+        elif kind not in _PLAIN:
+            for item in _members(value):
+                if isinstance(item, Task):
+                    found[id(item)] = item
     return list(found.values())
 
 

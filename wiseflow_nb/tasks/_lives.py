@@ -7,26 +7,25 @@ code, handing work to the pool.
 
 from __future__ import annotations
 
-import contextvars
 import functools
+import random
 import threading
 import traceback
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import TaskCancelledError, TaskSkippedError, TaskTimeoutError
 from wiseflow_nb.futures import settle
-from wiseflow_nb.records import Priority, TaskRecord, TaskState
+from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _cleanup, _output
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
 from wiseflow_nb.tasks._ledger import Ledger, OnChange
-from wiseflow_nb.tasks._machine import Stop, outcome
+from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
 from wiseflow_nb.tasks.task import Task
@@ -60,6 +59,7 @@ class Lives:
         #: Set while every task submitted so far has been settled.
         self.quiet = threading.Event()
         self.quiet.set()
+        self._running: dict[int, Attempt] = {}
         self._unsettled = 0
         self._prefix = id_prefix
         self._numbers = 0
@@ -72,53 +72,69 @@ class Lives:
 
     # -- ending ------------------------------------------------------------------------------
 
-    def code_ended(self, job: Job, attempt: Attempt) -> bool:
-        """The code of an attempt has ended; return whether cleanup has to run before it is concluded."""
-        effects: Effects = []
-        with self.lock:
-            attempt.ended = True
-            state = self._verdict(job, attempt)
-            if state is not TaskState.COMPLETED or job.state.terminal or _cleanup.always(job.options, self.handlers):
-                return True
-            self._conclude(job, attempt, state, [], effects)
-            self._dispatch(effects)
-        perform(effects)
-        return False
-
-    def attempt_ended(self, job: Job, attempt: Attempt, failures: list[str]) -> None:
+    def attempt_ended(self, attempt: Attempt, failures: list[str]) -> None:
         """The code of an attempt has ended and its cleanup has run."""
         effects: Effects = []
         with self.lock:
             self.cleanup_failures += len(failures)
             # Judged again: a cancel during cleanup rules another attempt out.
-            self._conclude(job, attempt, self._verdict(job, attempt), failures, effects)
+            self._conclude(attempt, self._verdict(attempt), failures, effects)
             self._dispatch(effects)
         perform(effects)
 
-    def cleanup_of(self, job: Job, attempt: Attempt) -> list[_cleanup.Handler]:
+    def settled(self, count: int) -> None:
+        """So many tasks have been settled whose end is not counted yet."""
+        with self.lock:
+            self._settled(count)
+
+    def cleanup_of(self, attempt: Attempt) -> list[_cleanup.Handler]:
         """What is to run now that an attempt's code has stopped."""
         with self.lock:
             shared = list(self.handlers)
-            completed = self._verdict(job, attempt) is TaskState.COMPLETED
-        return _cleanup.collect(attempt.context, job.options, shared, completed=completed)
+            completed = self._verdict(attempt) is TaskState.COMPLETED
+        return _cleanup.collect(attempt, attempt.job.options, shared, completed=completed)
 
-    def watch_cleanup(self, job: Job, attempt: Attempt, handler: _cleanup.Handler) -> Callable[[], None]:
+    def watch_cleanup(self, attempt: Attempt, handler: _cleanup.Handler) -> Callable[[], None]:
         """Go on without a plain handler that is over its budget; call what is returned when it is done."""
 
         def overdue() -> None:
-            self.attempt_ended(job, attempt, [_cleanup.over_budget(handler)])
+            self.attempt_ended(attempt, [_cleanup.over_budget(handler)])
 
         return self.timers.at(self.clock.monotonic() + handler.budget, overdue).cancel
 
     def running(self) -> list[tuple[TaskRecord, float, float]]:
         """Running tasks, each with its last progress and when it was asked to stop; the lock is held."""
         return [
-            (job.record, job.attempt.progress_at, job.attempt.asked_at)
-            for job in self.ledger.jobs.values()
-            if job.attempt is not None
+            (attempt.job.record, attempt.progress_at, attempt.asked_at)
+            for attempt in self._running.values()
+            if attempt.job.attempt is attempt
         ]
 
-    def _verdict(self, job: Job, attempt: Attempt) -> TaskState:
+    def _code_ended(self, attempt: Attempt, now: float, effects: Effects) -> Task[Any] | None:
+        # The common end, in one go: completed, nothing to clean up. Return the task to settle; what
+        # else has to follow is left to ``attempt_ended``, after cleanup.
+        job = attempt.job
+        attempt.ended = True
+        attempt.wall_seconds = now - attempt.started_at
+        if (
+            attempt.error is not None
+            or attempt.asked
+            or job.attempt is not attempt
+            or (self.handlers and _cleanup.always(job.options, self.handlers))
+            or job.options.cleanup_always
+        ):
+            return None
+        self._leave(attempt)
+        self.ledger.move(job, COMPLETED, job.reason)
+        self._forget(job, effects)
+        task, job.task = job.task, None
+        if task is not None:
+            # Under the lock, so that those that depend on it find the value; waking whoever waits follows.
+            task._finish(attempt.value)
+        return task
+
+    def _verdict(self, attempt: Attempt) -> TaskState:
+        retry = attempt.job.options.retry
         stop = attempt.stop if attempt.asked else Stop.NONE
         error = attempt.error
         if stop is Stop.TIMEOUT:
@@ -126,19 +142,33 @@ class Lives:
         may_retry = (
             self.retries_allowed
             and attempt.stop not in (Stop.CANCEL, Stop.DEADLINE)
-            and attempt.number <= job.options.retry.times
-            and job.options.retry.covers(error)
+            and attempt.number <= retry.times
+            and retry.covers(error)
         )
         return outcome(stop, error, may_retry=may_retry)
 
-    def _conclude(self, job: Job, attempt: Attempt, state: TaskState, failures: list[str], effects: Effects) -> None:
-        if job.attempt is not attempt or job.state.terminal:
-            return  # abandoned meanwhile
+    def _leave(self, attempt: Attempt) -> None:
+        # The attempt is over: its slot is free, its figures are the task's.
+        job = attempt.job
         job.attempt = None
+        self._running.pop(job.number, None)
         if attempt.timer is not None:
             attempt.timer.cancel()
         self.slots.release(job)
-        reason = job.record.reason or str(attempt.stop)
+        job.wall_seconds = attempt.wall_seconds
+        job.cpu_seconds = attempt.cpu_seconds
+        job.cpu_source = attempt.cpu_source
+        job.finished_seconds = self.clock.time()
+        if attempt._output is not None or job.output_tail:
+            job.output_tail = attempt.output_tail
+
+    def _conclude(self, attempt: Attempt, state: TaskState, failures: list[str], effects: Effects) -> None:
+        job = attempt.job
+        if job.attempt is not attempt or job.code >= FIRST_TERMINAL:
+            return  # abandoned meanwhile
+        self._leave(attempt)
+        job.finished_seconds = NAN
+        reason = job.reason or str(attempt.stop)
         error = attempt.error
         if state is TaskState.TIMED_OUT or (state is TaskState.RETRY_WAIT and attempt.stop is Stop.TIMEOUT):
             limit = job.options.deadline if attempt.stop is Stop.DEADLINE else job.options.timeout
@@ -147,24 +177,20 @@ class Lives:
         elif state is TaskState.CANCELLED:
             reason = reason or f"its own code raised {type(error).__name__}"
             error = TaskCancelledError(f"task {job.label} was cancelled: {reason}")
-        changes = {
-            "wall_seconds": attempt.wall_seconds,
-            "cpu_seconds": attempt.cpu_seconds,
-            "cpu_source": attempt.cpu_source,
-            "output_tail": attempt.context.output_tail,
-            **described(error if state is not TaskState.CANCELLED else attempt.error),
-        }
+        describe(job, error if state is not TaskState.CANCELLED else attempt.error)
         told = "; ".join([*([reason] if reason else []), *failures])
         if state is TaskState.RETRY_WAIT:
+            if job.rng is None:
+                job.rng = random.Random(job.options.retry.seed)
             delay = job.options.retry.delay(attempt.number, job.rng)
             told = "; ".join([f"attempt {attempt.number} failed, the next in {delay:.3g} s", *failures])
-            self.ledger.move(job, state, told, **changes)
+            self.ledger.move(job, CODES[state], told)
             due = self.clock.monotonic() + delay
             job.retry_timer = self.timers.at(due, functools.partial(self.retry_due, job))
             return
         if job.state is TaskState.RUNNING and state is TaskState.CANCELLED:
-            self.ledger.move(job, TaskState.CANCELLING, reason)
-        self._finish(job, state, effects, reason=told, value=attempt.value, error=error, changes=changes)
+            self.ledger.move(job, CANCELLING, reason)
+        self._finish(job, state, effects, reason=told, value=attempt.value, error=error)
 
     def _finish(
         self,
@@ -175,96 +201,107 @@ class Lives:
         reason: str = "",
         value: Any = None,
         error: BaseException | None = None,
-        changes: dict[str, Any] | None = None,
     ) -> None:
-        self._close_job(job, state, reason, value, error, changes or {}, effects)
+        self._close_job(job, state, reason, value, error, effects)
         ended = deque([job])
         while ended:
             parent = ended.popleft()
-            for child in parent.dependents:
-                if child.state is not TaskState.WAITING:
+            anyway = parent.code == COMPLETED
+            children, parent.dependents = parent.dependents, None
+            for child in children or ():
+                if child.code != WAITING:
                     continue
-                if not parent.options.keep_result:
-                    parent.takers += 1
-                    child.takes.append(parent)
-                if parent.state is TaskState.COMPLETED or child.options.trigger == "all_done":
-                    child.remaining -= 1
-                    if child.remaining == 0:
-                        self._make_ready(child)
+                if anyway or child.options.trigger == "all_done":
+                    self._one_less(child, parent)
                 else:
                     self._skip(child, parent, effects)
                     ended.append(child)
-            parent.dependents.clear()
+
+    def _one_less(self, child: Job, parent: Job) -> None:
+        if not parent.options.keep_result:
+            parent.takers += 1
+            child.takes += (parent,)
+        child.remaining -= 1
+        if not child.remaining:
+            self._make_ready(child)
 
     def _skip(self, job: Job, parent: Job, effects: Effects) -> None:
         cause = parent.cause()
         told = f"its dependency {parent.label} ended {parent.state}"
         error = TaskSkippedError(
-            f"task {job.label} was skipped: {told} ({short(cause) or parent.record.error or parent.record.reason}); retry {parent.task_id}",
+            f"task {job.label} was skipped: {told} ({short(cause) or parent.error or parent.reason}); retry {parent.task_id}",
             cause,
         )
-        parent.skipped.append(job.task_id)
-        self._close_job(job, TaskState.SKIPPED, told, None, error, {"error": short(error)}, effects)
+        parent.skipped += (job.task_id,)
+        job.error = short(error)
+        self._close_job(job, TaskState.SKIPPED, told, None, error, effects)
 
     def _close_job(
-        self,
-        job: Job,
-        state: TaskState,
-        reason: str,
-        value: Any,
-        error: BaseException | None,
-        changes: dict[str, Any],
-        effects: Effects,
+        self, job: Job, state: TaskState, reason: str, value: Any, error: BaseException | None, effects: Effects
     ) -> None:
-        self.ledger.move(job, state, reason, finished_seconds=self.clock.time(), **changes)
+        job.finished_seconds = self.clock.time()
+        self.ledger.move(job, CODES[state], reason)
         job.root_cause = error
-        for timer in (job.deadline, job.retry_timer):
-            if timer is not None:
-                timer.cancel()
-        self._drop_grant(job, effects)
-        for parent in job.dependencies:
-            self._lower(parent, job.level)
-        job.dependencies = []
-        for parent in job.takes:
-            parent.takers -= 1
-            if not parent.takers:
-                self._release(parent, effects)
-        job.takes = []
-        if hasattr(job.fn, "close") and job.record.attempt == 0 and isinstance(job.fn, Coroutine):
+        self._let_go(job, effects)
+        if job.attempts == 0 and isinstance(job.fn, Coroutine):
             effects.append(job.fn.close)  # never started: nothing will await it
         if state is TaskState.COMPLETED:
-            job.fn, job.args, job.kwargs, job.variables = None, (), {}, contextvars.Context()
+            job.fn, job.args, job.kwargs, job.variables = None, (), {}, None
         task, job.task = job.task, None
         if task is not None:
             effects.append(functools.partial(self._settle, job, task, state, value, error))
 
+    def _forget(self, job: Job, effects: Effects) -> None:
+        # What ``_finish`` and ``_close_job`` do, for a task that completed.
+        if job.deadline is not None or job.retry_timer is not None or job.dependencies or job.grant or job.takes:
+            self._let_go(job, effects)
+        job.fn, job.args, job.kwargs, job.variables = None, (), {}, None
+        children = job.dependents
+        if children is not None:
+            job.dependents = None
+            for child in children:
+                if child.code == WAITING:
+                    self._one_less(child, job)
+
+    def _let_go(self, job: Job, effects: Effects) -> None:
+        for timer in (job.deadline, job.retry_timer):
+            if timer is not None:
+                timer.cancel()
+        self._drop_grant(job, effects)
+        parents, job.dependencies = job.dependencies, ()
+        for parent in parents:
+            self._lower(parent, job.level)
+        taken, job.takes = job.takes, ()
+        for parent in taken:
+            parent.takers -= 1
+            task = parent.task_ref()
+            if not parent.takers and task is not None and task.done():
+                task._release()
+
     def _settle(self, job: Job, task: Task[Any], state: TaskState, value: Any, error: BaseException | None) -> None:
         # Called without the lock: done-callbacks are user code.
-        if state is TaskState.CANCELLED:
-            Future.cancel(task)
-            task.set_running_or_notify_cancel()
-        else:
-            settle(task, value, None if state is TaskState.COMPLETED else error)
+        task._settle(value, None if state is TaskState.COMPLETED else error, state is TaskState.CANCELLED)
         with self.lock:
-            if state is TaskState.COMPLETED and not job.options.keep_result and not job.takers:
-                task._release()
-            # From here the task itself holds it: an exception's traceback holds every frame's locals,
-            # and the book would hold them as long as the record.
-            job.root_cause = None
-            self._unsettled -= 1
-            if not self._unsettled:
-                self.quiet.set()
-                _output.end_routing()
+            self._after_settling(job, task)
+            self._settled(1)
 
-    def _release(self, job: Job, effects: Effects) -> None:
-        # The value of a task that is not to keep it: all that were to take it have ended.
-        task = job.task_ref()
-        if task is not None:
-            effects.append(task._release)
+    def _after_settling(self, job: Job, task: Task[Any]) -> None:
+        if job.released and not job.takers:
+            task._release()
+        # From here the task itself holds it: an exception's traceback holds every frame's locals,
+        # and the book would hold them as long as the record.
+        job.root_cause = None
+
+    def _settled(self, count: int) -> None:
+        self._unsettled -= count
+        if count and not self._unsettled:
+            self.quiet.set()
+            _output.end_routing()
 
     def _make_ready(self, job: Job) -> None:
         job.ready_at = self.clock.monotonic()
-        self.ledger.move(job, TaskState.PENDING, ready_seconds=self.clock.time())
+        job.ready_seconds = self.clock.time()
+        self.ledger.move(job, PENDING)
         self.slots.push(job)
 
     def _drop_grant(self, job: Job, effects: Effects) -> None:
@@ -275,11 +312,13 @@ class Lives:
     # -- classes -----------------------------------------------------------------------------
 
     def _lend(self, job: Job, level: Priority) -> None:
+        if job.level >= level:
+            return
         stack = [job]
         now = self.clock.monotonic()
         while stack:
             item = stack.pop()
-            if item.level < level and not item.state.terminal:
+            if item.level < level and item.code < FIRST_TERMINAL:
                 item.level = level
                 self.slots.reprioritise(item, now)
                 stack += item.dependencies
@@ -287,14 +326,15 @@ class Lives:
 
     def _lower(self, job: Job, level: Priority) -> None:
         # Only who lent the highest class can have been the one that holds it up.
+        if job.code >= FIRST_TERMINAL or job.level is job.options.priority:
+            return
         stack = [job]
         now = self.clock.monotonic()
         while stack:
             item = stack.pop()
-            if item.state.terminal or item.level > level or item.level is item.options.priority:
+            if item.code >= FIRST_TERMINAL or item.level > level or item.level is item.options.priority:
                 continue
-            lenders = (other.level for other in (*item.dependents, *item.waiters) if not other.state.terminal)
-            due = max((item.options.priority, *lenders))
+            due = max((item.options.priority, *lenders(item)))
             if due < item.level:
                 item.level = due
                 self.slots.reprioritise(item, now)
@@ -305,13 +345,12 @@ class Lives:
         """Change a task's own class; return False if it has ended."""
         effects: Effects = []
         with self.lock:
-            if job.state.terminal:
+            if job.code >= FIRST_TERMINAL:
                 return False
             before = job.level
             job.options = replace(job.options, priority=priority)
-            self.ledger.touch(job, priority=priority)
-            lenders = (other.level for other in (*job.dependents, *job.waiters) if not other.state.terminal)
-            job.level = max((priority, *lenders))
+            self.ledger.touch(job)
+            job.level = max((priority, *lenders(job)))
             self.slots.reprioritise(job, self.clock.monotonic())
             for parent in (*job.dependencies, *job.waiting_on):
                 if job.level > before:
@@ -321,6 +360,11 @@ class Lives:
             self._dispatch(effects)
         perform(effects)
         return True
+
+
+def lenders(job: Job) -> list[Priority]:
+    """The classes of those that wait for a task."""
+    return [other.level for other in (*(job.dependents or ()), *job.waiters) if other.code < FIRST_TERMINAL]
 
 
 def perform(effects: Effects) -> None:
@@ -333,8 +377,7 @@ def short(error: BaseException | None) -> str:
     return "" if error is None else f"{type(error).__name__}: {error}"
 
 
-def described(error: BaseException | None) -> dict[str, Any]:
-    if error is None:
-        return {"error": "", "traceback": ""}
-    text = "".join(traceback.format_exception(error))
-    return {"error": short(error), "traceback": text[-TRACEBACK_KEPT:]}
+def describe(job: Job, error: BaseException | None) -> None:
+    """Write an error into a task's record."""
+    job.error = short(error)
+    job.traceback = "" if error is None else "".join(traceback.format_exception(error))[-TRACEBACK_KEPT:]
