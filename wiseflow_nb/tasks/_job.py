@@ -39,17 +39,24 @@ class Attempt(TaskContext):
     error: BaseException | None = None
     started_at = NAN
     wall_seconds = NAN
-    cpu_seconds = NAN
+    cpu_seconds = 0.0
     cpu_source = "unknown"
-    cpu_ns = 0
     coroutine: Any = None
 
-    def __init__(self, job: Job, number: int, report: Callable[[Attempt, float, str], None]) -> None:
+    def __init__(self, job: Job, number: int, now: float) -> None:
         self.job = job
         self.attempt = number
-        self.task_id = job.task_id
-        self.name = job.name
-        self._report = report
+        self.started_at = now
+
+    @property
+    def task_id(self) -> str:  # type: ignore[override]
+        """The task's id."""
+        return self.job.task_id
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The task's name."""
+        return self.job.name
 
     @property
     def number(self) -> int:
@@ -63,7 +70,9 @@ class Attempt(TaskContext):
 
     def progress(self, fraction: float, text: str = "") -> None:
         super().progress(fraction, text)
-        self._report(self, float(fraction), text)
+        task = self.job.task
+        if task is not None:
+            task._scheduler.progressed(self, float(fraction), text)
 
 
 class Job:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import random
 import threading
+import time
 import traceback
 from abc import abstractmethod
 from collections import deque
@@ -17,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from wiseflow_nb.clock import Clock
+from wiseflow_nb.clock import Clock, SystemClock
 from wiseflow_nb.errors import TaskCancelledError, TaskSkippedError, TaskTimeoutError
 from wiseflow_nb.futures import settle
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
@@ -30,6 +31,7 @@ from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
 from wiseflow_nb.tasks.task import Task
 
+NO_ARGUMENTS: dict[str, Any] = {}
 #: Bound of a stored traceback, in characters; the end is what tells most.
 TRACEBACK_KEPT = 8192
 
@@ -49,6 +51,10 @@ class Lives:
     ) -> None:
         self.lock = threading.Lock()
         self.clock = clock
+        # Without the clock's own wrapper, where it is the machine's: both are read several times a task.
+        self.machine_time = isinstance(clock, SystemClock)
+        self._monotonic: Callable[[], float] = time.monotonic if self.machine_time else clock.monotonic
+        self._time: Callable[[], float] = time.time if self.machine_time else clock.time
         self.ledger = Ledger(clock, on_change)
         self.slots = Slots(limit, thread_room, admission)
         self.timers = Timers(clock, "wiseflow-timer")
@@ -59,7 +65,6 @@ class Lives:
         #: Set while every task submitted so far has been settled.
         self.quiet = threading.Event()
         self.quiet.set()
-        self._running: dict[int, Attempt] = {}
         self._unsettled = 0
         self._prefix = id_prefix
         self._numbers = 0
@@ -104,11 +109,16 @@ class Lives:
 
     def running(self) -> list[tuple[TaskRecord, float, float]]:
         """Running tasks, each with its last progress and when it was asked to stop; the lock is held."""
-        return [
-            (attempt.job.record, attempt.progress_at, attempt.asked_at)
-            for attempt in self._running.values()
-            if attempt.job.attempt is attempt
-        ]
+        found: list[tuple[TaskRecord, float, float]] = []
+        left = self.ledger.running
+        # The newest first: what runs is seldom far behind, and the search ends with the last of them.
+        for job in reversed(self.ledger.jobs.values()):
+            if not left:
+                break
+            if job.attempt is not None:
+                left -= 1
+                found.append((job.record, job.attempt.progress_at, job.attempt.asked_at))
+        return found
 
     def _code_ended(self, attempt: Attempt, now: float, effects: Effects) -> Task[Any] | None:
         # The common end, in one go: completed, nothing to clean up. Return the task to settle; what
@@ -124,9 +134,32 @@ class Lives:
             or job.options.cleanup_always
         ):
             return None
-        self._leave(attempt)
+        # As ``_leave``, ``_finish`` and ``_close_job`` do, for the end that is nearly every task's.
+        job.attempt = None
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        slots = self.slots
+        if job.holds:
+            job.holds = False
+            slots.held -= 1
+            if job.kind != "async":
+                slots.threads_held -= 1
+        job.wall_seconds = attempt.wall_seconds
+        job.cpu_seconds = attempt.cpu_seconds
+        job.cpu_source = attempt.cpu_source
+        job.finished_seconds = self._time()
+        if attempt._output is not None or job.attempts > 1:
+            job.output_tail = attempt.output_tail
         self.ledger.move(job, COMPLETED, job.reason)
-        self._forget(job, effects)
+        if job.deadline is not None or job.retry_timer is not None or job.dependencies or job.takes:
+            self._let_go(job, effects)
+        job.fn, job.args, job.kwargs, job.variables = None, (), NO_ARGUMENTS, None
+        children = job.dependents
+        if children is not None:
+            job.dependents = None
+            for child in children:
+                if child.code == WAITING:
+                    self._one_less(child, job)
         task, job.task = job.task, None
         if task is not None:
             # Under the lock, so that those that depend on it find the value; waking whoever waits follows.
@@ -151,15 +184,14 @@ class Lives:
         # The attempt is over: its slot is free, its figures are the task's.
         job = attempt.job
         job.attempt = None
-        self._running.pop(job.number, None)
         if attempt.timer is not None:
             attempt.timer.cancel()
         self.slots.release(job)
         job.wall_seconds = attempt.wall_seconds
-        job.cpu_seconds = attempt.cpu_seconds
+        job.cpu_seconds = NAN if attempt.cpu_source == "unknown" else attempt.cpu_seconds
         job.cpu_source = attempt.cpu_source
         job.finished_seconds = self.clock.time()
-        if attempt._output is not None or job.output_tail:
+        if attempt._output is not None or job.attempts > 1:
             job.output_tail = attempt.output_tail
 
     def _conclude(self, attempt: Attempt, state: TaskState, failures: list[str], effects: Effects) -> None:
@@ -246,22 +278,10 @@ class Lives:
         if job.attempts == 0 and isinstance(job.fn, Coroutine):
             effects.append(job.fn.close)  # never started: nothing will await it
         if state is TaskState.COMPLETED:
-            job.fn, job.args, job.kwargs, job.variables = None, (), {}, None
+            job.fn, job.args, job.kwargs, job.variables = None, (), NO_ARGUMENTS, None
         task, job.task = job.task, None
         if task is not None:
             effects.append(functools.partial(self._settle, job, task, state, value, error))
-
-    def _forget(self, job: Job, effects: Effects) -> None:
-        # What ``_finish`` and ``_close_job`` do, for a task that completed.
-        if job.deadline is not None or job.retry_timer is not None or job.dependencies or job.grant or job.takes:
-            self._let_go(job, effects)
-        job.fn, job.args, job.kwargs, job.variables = None, (), {}, None
-        children = job.dependents
-        if children is not None:
-            job.dependents = None
-            for child in children:
-                if child.code == WAITING:
-                    self._one_less(child, job)
 
     def _let_go(self, job: Job, effects: Effects) -> None:
         for timer in (job.deadline, job.retry_timer):

@@ -38,7 +38,7 @@ WAITING, PENDING, RUNNING, RETRY_WAIT, CANCELLING, COMPLETED = range(6)
 FIRST_TERMINAL = COMPLETED
 #: ``LEGAL`` once more: bit ``t`` of ``MOVES[s]`` says whether ``s -> t`` is legal.
 MOVES: tuple[int, ...] = tuple(sum(1 << CODES[target] for target in LEGAL.get(state, ())) for state in STATES)
-_KEPT_MOVES = (1 << 4 * 64) - 1
+KEPT_MOVES = (1 << 4 * 64) - 1
 
 
 def went(been: int, code: int) -> int:
@@ -49,7 +49,7 @@ def went(been: int, code: int) -> int:
     >>> decoded(went(went(0, PENDING), RUNNING))
     ['pending', 'running']
     """
-    return (been << 4 | code + 1) & _KEPT_MOVES
+    return (been << 4 | code + 1) & KEPT_MOVES
 
 
 def decoded(been: int) -> list[str]:

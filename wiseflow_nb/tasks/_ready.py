@@ -10,6 +10,7 @@ class is true again, and stands where the task belongs: the order is by number, 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 
 from wiseflow_nb.pool._queue import AGEING_CEILING, AGEING_SECONDS, aged
@@ -30,6 +31,7 @@ class ReadyQueue:
         # When each task of a class climbs to the next, in order; those out of order in a heap.
         self._climbs: tuple[deque[tuple[float, Job]], ...] = tuple(deque() for _ in range(_CEILING))
         self._late_climbs: list[tuple[float, int, int, Job]] = []
+        self._next_climb = math.inf
 
     def items(self) -> list[Job]:
         """Every queued job, once."""
@@ -58,11 +60,30 @@ class ReadyQueue:
             self._live[job.place] -= 1
             self._enter(job, int(aged(job.level, job.ready_at, now)))
 
+    def pop(self, now: float) -> Job | None:
+        """Take the job whose turn it is, or None when the queue is empty."""
+        if now < self._next_climb and self._live[1] == self.count:
+            # Nearly always: all of one class, in order.
+            orderly, late = self._orderly[1], self._late[1]
+            if not late and orderly:
+                job = orderly.popleft()
+                if job.place == 1:
+                    self._live[1] -= 1
+                    self.count -= 1
+                    job.place = -1
+                    return job
+        head = self.head(now)
+        if head is None:
+            return None
+        self.discard(head[2])
+        return head[2]
+
     def head(self, now: float) -> tuple[int, int, Job] | None:
         """What ``(-class, number)`` and job are first, or None."""
         if not self.count:
             return None
-        self._age(now)
+        if now >= self._next_climb:
+            self._age(now)
         live = self._live
         level = 3 if live[3] else 2 if live[2] else 1 if live[1] else 0
         orderly, late = self._orderly[level], self._late[level]
@@ -91,6 +112,8 @@ class ReadyQueue:
             climbs = self._climbs[level]
             while climbs and climbs[0][1].place != level:
                 climbs.popleft()
+            if due < self._next_climb:
+                self._next_climb = due
             if not climbs or climbs[-1][0] <= due:
                 climbs.append((due, job))
             else:
@@ -104,6 +127,9 @@ class ReadyQueue:
         while late and (late[0][0] <= now or late[0][3].place != late[0][2]):
             _, _, level, job = heapq.heappop(late)
             self._climb(job, level, now)
+        heads = [climbs[0][0] for climbs in self._climbs if climbs]
+        heads += [item[0] for item in late[:1]]
+        self._next_climb = min(heads, default=math.inf)
 
     def _climb(self, job: Job, level: int, now: float) -> None:
         # The class is worked out anew: an entry of an earlier stay in this class may come up early.

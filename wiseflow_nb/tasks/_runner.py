@@ -32,6 +32,42 @@ if TYPE_CHECKING:
 SLICE_SECONDS = 0.002
 
 
+#: A step shorter than this counts its wall time as CPU time: it cannot have been off the CPU for longer.
+SHORT_SECONDS = 50e-6
+#: So old may the reading of the thread's CPU clock be that a longer step is measured against.
+STALE_SECONDS = 250e-6
+
+
+class CpuGauge:
+    """The CPU time of one step after the other on this thread.
+
+    The thread's CPU clock is a system call, which costs more than a small step itself; so it is read
+    after each longer step, and for short ones only as often as keeps the last reading fresh. A step's
+    figure is never more than its wall time, and at most ``STALE_SECONDS`` over what it really took.
+    """
+
+    __slots__ = ("_cpu", "_read", "wall")
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> float:
+        """A step begins after a pause; return the moment (monotonic seconds)."""
+        self._cpu = time.thread_time()
+        self.wall = self._read = time.monotonic()
+        return self.wall
+
+    def step(self) -> float:
+        """A step ends and the next begins; return the CPU seconds of the one that ended."""
+        now = time.monotonic()
+        spent = now - self.wall
+        self.wall = now
+        if spent >= SHORT_SECONDS or now - self._read > STALE_SECONDS:
+            before, self._cpu, self._read = self._cpu, time.thread_time(), now
+            return min(spent, self._cpu - before)
+        return spent
+
+
 class Runner:
     """The edge where user code is called."""
 
@@ -47,23 +83,20 @@ class Runner:
     def run_calls(self, attempt: Attempt | None) -> None:
         """Run a plain call on this thread, to its end, and further ones for a while."""
         scheduler = self._scheduler
-        until = time.monotonic() + SLICE_SECONDS
+        gauge = CpuGauge()
+        until = gauge.wall + SLICE_SECONDS
         owed = 0
-        cpu = time.thread_time_ns()
         while attempt is not None:
             ended = attempt
             variables = ended.job.variables
             assert variables is not None
             variables = variables.copy()
             variables.run(_call, ended)
-            ended.asked = ended.cancelled
-            # One reading a task: its end is the next one's beginning.
-            now = time.thread_time_ns()
-            ended.cpu_seconds = (now - cpu) / 1e9
-            cpu = now
+            ended.asked = ended._token is not None and ended.cancelled
+            ended.cpu_seconds = gauge.step()
             ended.cpu_source = "thread_time"
-            stay = self._stays and time.monotonic() < until
-            attempt, unfinished = scheduler.next_call(ended, owed, stay=stay)
+            now = gauge.wall
+            attempt, unfinished = scheduler.next_call(ended, owed, now, stay=self._stays and now < until)
             owed = not unfinished
             if unfinished:
                 variables.run(self._clean, ended)
@@ -101,22 +134,21 @@ class Runner:
     @types.coroutine
     def _drive(self, me: asyncio.Task[None]) -> Generator[Any, Any, None]:
         scheduler = self._scheduler
-        until = time.monotonic() + SLICE_SECONDS
-        cpu = time.thread_time_ns()
+        gauge = CpuGauge()
+        until = gauge.wall + SLICE_SECONDS
         attempt = scheduler.first_coroutine()
         owed, fit = 0, True
         while attempt is not None:
             ended = attempt
-            job = ended.job
-            assert job.variables is not None
-            run = job.variables.copy().run
+            variables = ended.job.variables
+            assert variables is not None
+            run = variables.copy().run
             # From here to where it is None again a cancel goes into the user's code, never into ours.
             ended.driver = me
             try:
                 waited = run(_open, ended)
                 while True:
-                    now = time.thread_time_ns()
-                    ended.cpu_ns += now - cpu
+                    ended.cpu_seconds += gauge.step()
                     try:
                         value = yield waited
                     except GeneratorExit:
@@ -125,10 +157,10 @@ class Runner:
                         return
                     except BaseException as caught:  # noqa: BLE001  belongs to the awaited code: thrown into it
                         fit = fit and not isinstance(caught, asyncio.CancelledError)
-                        cpu, until = time.thread_time_ns(), time.monotonic() + SLICE_SECONDS
+                        until = gauge.start() + SLICE_SECONDS
                         waited = run(ended.coroutine.throw, caught)
                     else:
-                        cpu, until = time.thread_time_ns(), time.monotonic() + SLICE_SECONDS
+                        until = gauge.start() + SLICE_SECONDS
                         waited = run(ended.coroutine.send, value)
             except StopIteration as stop:
                 ended.value = stop.value
@@ -136,20 +168,18 @@ class Runner:
                 # Without this frame, which goes on and would keep alive whatever it holds by then.
                 ended.error = caught.with_traceback(caught.__traceback__ and caught.__traceback__.tb_next)
             ended.driver = None
-            ended.asked = ended.cancelled
-            now = time.thread_time_ns()
-            ended.cpu_seconds = (ended.cpu_ns + now - cpu) / 1e9
-            # One reading a task that never waits: its end is the next one's beginning.
-            cpu = now
+            ended.asked = ended._token is not None and ended.cancelled
+            ended.cpu_seconds += gauge.step()
             ended.cpu_source = "coroutine_steps"
+            now = gauge.wall
             # A runner that was ever cancelled retires: a late cancel would hit the next task.
             fit = fit and not me.cancelling() and not me._must_cancel  # type: ignore[attr-defined]
-            late = time.monotonic() > until
-            attempt, unfinished = scheduler.next_coroutine(ended, owed, stay=fit and not late, back=fit and late)
+            late = now > until
+            attempt, unfinished = scheduler.next_coroutine(ended, owed, now, stay=fit and not late, back=fit and late)
             owed = not unfinished
             if unfinished:
                 self._keep(asyncio.ensure_future(self._clean_coroutine(ended)))
-            if fit and late:
+            if late and fit:
                 if owed:
                     scheduler.settled(owed)
                     owed = 0
@@ -157,7 +187,7 @@ class Runner:
                     yield None
                 except asyncio.CancelledError:
                     fit = False  # the loop is being stopped
-                until, cpu = time.monotonic() + SLICE_SECONDS, time.thread_time_ns()
+                until = gauge.start() + SLICE_SECONDS
                 attempt = scheduler.first_coroutine()
         if owed:
             scheduler.settled(owed)

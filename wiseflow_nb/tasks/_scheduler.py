@@ -95,7 +95,7 @@ class Scheduler(Lives):
                 parents = self._parents(task_id, (*(needed or ()), *options.dependencies))
             self._numbers = number
             task._job = job = Job(number, task_id, name, PENDING, kind, options, call, task, variables)
-            job.created_seconds = self.clock.time()
+            job.created_seconds = self._time()
             if retry_of:
                 job.retry_of = retry_of
             if not self._unsettled:
@@ -103,12 +103,12 @@ class Scheduler(Lives):
                 _output.begin_routing()
             self._unsettled += 1
             if not parents or not self._enter_behind(job, parents, effects):
-                job.ready_at = self.clock.monotonic()
+                job.ready_at = self._monotonic()
                 job.ready_seconds = job.created_seconds
                 self.ledger.born(job)
                 self.slots.push(job)
             if options.deadline is not None and job.code < FIRST_TERMINAL:
-                due = self.clock.monotonic() + options.deadline
+                due = self._monotonic() + options.deadline
                 job.deadline = self.timers.at(due, functools.partial(self.deadline_due, job))
             self._dispatch(effects)
         if effects:
@@ -189,9 +189,10 @@ class Scheduler(Lives):
         if slots.returning:
             for grant in slots.grants():
                 effects.append(functools.partial(settle, grant))
-        if not slots.ready_count or slots.held + slots.tickets >= slots.limit:
+        free = slots.limit - slots.held - slots.tickets
+        if free <= 0 or not slots.ready_count or (free <= slots.coming and not slots.mixed):
             return
-        now = self.clock.monotonic()
+        now = self._monotonic()
         while (job := slots.next_ticket(now)) is not None:
             if slots.sent < slots.tickets:
                 slots.sent += 1
@@ -210,11 +211,9 @@ class Scheduler(Lives):
 
     def _begin(self, job: Job, now: float) -> Attempt:
         # The one place where an attempt comes to be.
-        attempt = Attempt(job, job.attempts + 1, self.progressed)
-        attempt.started_at = now
-        job.attempt = self._running[job.number] = attempt
+        job.attempt = attempt = Attempt(job, job.attempts + 1, now)
         job.attempts = attempt.attempt
-        job.started_seconds = self.clock.time()
+        job.started_seconds = self._time()
         job.queue_seconds = now - job.ready_at
         if attempt.attempt > 1:
             job.finished_seconds = job.progress = NAN
@@ -232,15 +231,19 @@ class Scheduler(Lives):
         effects: Effects = []
         with self.lock:
             self.slots.coming -= 1
-            attempt = self._next_coroutine(self.clock.monotonic(), owed, effects)
+            attempt = self._next_coroutine(self._monotonic(), owed, effects)
         perform(effects)
         return attempt
 
-    def next_coroutine(self, ended: Attempt, owed: int, *, stay: bool, back: bool) -> tuple[Attempt | None, bool]:
+    def next_coroutine(
+        self, ended: Attempt, owed: int, now: float, *, stay: bool, back: bool
+    ) -> tuple[Attempt | None, bool]:
         """The code of a runner's attempt has ended.
 
         Parameters
         ----------
+        now
+            The machine's monotonic time.
         owed
             How many tasks this runner has settled whose end is not counted yet.
         stay
@@ -256,7 +259,8 @@ class Scheduler(Lives):
         effects: Effects = []
         attempt = None
         with self.lock:
-            now = self.clock.monotonic()
+            if not self.machine_time:
+                now = self._monotonic()
             task = self._code_ended(ended, now, effects)
             if back:
                 self.slots.coming += 1
@@ -285,7 +289,7 @@ class Scheduler(Lives):
         if slots.returning:
             self._dispatch(effects)
         job = slots.take_coroutine(now)
-        if job is None or slots.others_ready:
+        if job is None or slots.mixed:
             self._dispatch(effects)
         return None if job is None else self._begin(job, now)
 
@@ -311,7 +315,7 @@ class Scheduler(Lives):
 
     def _ticket_lost(self, error: BaseException, effects: Effects) -> None:
         with self.lock:
-            now = self.clock.monotonic()
+            now = self._monotonic()
             self.slots.sent -= 1
             job = self.slots.redeem(now)
             if job is not None:
@@ -325,17 +329,18 @@ class Scheduler(Lives):
         effects: Effects = []
         with self.lock:
             self.slots.sent -= 1
-            attempt = self._next_call(self.clock.monotonic(), effects)
+            attempt = self._next_call(self._monotonic(), effects)
         perform(effects)
         if attempt is not None:
             self.runner.run_calls(attempt)
 
-    def next_call(self, ended: Attempt, owed: int, *, stay: bool) -> tuple[Attempt | None, bool]:
+    def next_call(self, ended: Attempt, owed: int, now: float, *, stay: bool) -> tuple[Attempt | None, bool]:
         """The code of a worker's attempt has ended; as ``next_coroutine``, for plain calls."""
         effects: Effects = []
         attempt = None
         with self.lock:
-            now = self.clock.monotonic()
+            if not self.machine_time:
+                now = self._monotonic()
             task = self._code_ended(ended, now, effects)
             if owed:
                 self._settled(owed)
@@ -396,7 +401,7 @@ class Scheduler(Lives):
         job = attempt.job
         with self.lock:
             if job.attempt is attempt:
-                attempt.progress_at = self.clock.time()
+                attempt.progress_at = self._time()
                 job.progress, job.progress_text = fraction, text
                 self.ledger.touch(job)
 

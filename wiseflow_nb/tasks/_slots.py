@@ -28,6 +28,7 @@ class Slots:
         self.limit = limit
         self.paused = False
         self.admission = admission
+        self._gauged = not admission.idle
         #: Why a ready task was not started though there was a slot; empty if none is held back.
         self.hold_reason = ""
         self.tickets = 0
@@ -63,9 +64,9 @@ class Slots:
         return self._coroutines.count + self._big_coroutines.count + self._threads.count + self._big_threads.count
 
     @property
-    def others_ready(self) -> bool:
-        """Whether there is more to weigh than the order of plain coroutines."""
-        return bool(self._threads.count or self._big_threads.count or self._big_coroutines.count)
+    def mixed(self) -> bool:
+        """Whether there is more to weigh than the order of coroutines that ask for nothing."""
+        return bool(self._threads.count or self._big_threads.count or self._big_coroutines.count or self._gauged)
 
     def ready(self) -> list[Job]:
         """Every task that is ready to run, in no particular order."""
@@ -124,10 +125,13 @@ class Slots:
         """A runner has come: return the coroutine whose turn it is, holding a slot."""
         if self.paused or self.held + self.tickets >= self.limit:
             return None
-        if self._big_coroutines.count or not self.admission.idle:
-            best = self._first_coroutine(now)
-        else:
-            best = self._coroutines.head(now)
+        if not self.mixed:
+            job = self._coroutines.pop(now)
+            if job is not None:
+                job.holds = True
+                self.held += 1
+            return job
+        best = self._first_coroutine(now)
         if best is None:
             return None
         job = best[2]
