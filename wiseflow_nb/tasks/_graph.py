@@ -29,7 +29,8 @@ def swapped(
     args: tuple[Any, ...], kwargs: dict[str, Any], swap: Callable[[Task[Any]], Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with each task replaced by ``swap(task)``; containers without tasks stay the same objects."""
-    return tuple(_swap(value, swap) for value in args), {name: _swap(value, swap) for name, value in kwargs.items()}
+    kept = kwargs and {name: _swap(value, swap) for name, value in kwargs.items()}
+    return tuple([swap(value) if type(value) is Task else _swap(value, swap) for value in args]), kept
 
 
 def find_path(start: NodeT, goal: NodeT, edges: Callable[[NodeT], Iterable[NodeT]]) -> list[NodeT] | None:
@@ -66,6 +67,8 @@ def _members(value: Any) -> Iterator[Any]:
 
 
 def _swap(value: Any, swap: Callable[[Task[Any]], Any]) -> Any:
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Task):
         return swap(value)
     if type(value) not in (list, tuple, dict) or not any(isinstance(item, Task) for item in _members(value)):

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from wiseflow_nb.context import enter_task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
-from wiseflow_nb.records import TaskState
 from wiseflow_nb.tasks import _cleanup
 from wiseflow_nb.tasks._graph import swapped
 from wiseflow_nb.tasks._job import Attempt, Job
+from wiseflow_nb.tasks._machine import COMPLETED
 from wiseflow_nb.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -242,15 +242,17 @@ async def _awaited(made: Any) -> Any:
 
 
 def _arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return swapped(job.args, job.kwargs, _result_of) if job.parents else (job.args, job.kwargs)
+    if not job.parents:
+        return job.args, job.kwargs
+    return swapped(job.args, job.kwargs, _result_of)
 
 
 def _result_of(task: Task[Any]) -> Any:
     # With trigger="all_done" a dependency may have ended otherwise: then the task itself is handed
     # over. Not Task.result: on the loop that refuses to wait, and here there is at most a moment to
     # wait, between the transition that made this task ready and the settling that follows it.
-    if task.state is not TaskState.COMPLETED:
+    if task._job.code != COMPLETED:
         return task
-    if not task.done():
+    if not task._end:
         task._wait(None)
     return task._value()

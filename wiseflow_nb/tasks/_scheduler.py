@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
 from typing import Any
@@ -92,7 +92,7 @@ class Scheduler(Lives):
             task_id = f"{self._prefix}{number}"
             parents: list[Job] = []
             if needed or options.dependencies:
-                parents = self._parents(task_id, (*(needed or ()), *options.dependencies))
+                parents = self._parents(task_id, [*(needed or ()), *options.dependencies])
             self._numbers = number
             task._job = job = Job(number, task_id, name, PENDING, kind, options, call, task, variables)
             job.created_seconds = self._time()
@@ -146,24 +146,24 @@ class Scheduler(Lives):
                 self._lend(parent, level)
         return True
 
-    def _parents(self, task_id: str, needed: tuple[Task[Any] | str, ...]) -> list[Job]:
-        parents: dict[str, Job] = {}
+    def _parents(self, task_id: str, needed: Iterable[Task[Any] | str]) -> list[Job]:
+        parents: dict[int, Job] = {}
         for item in needed:
-            if isinstance(item, Task):
+            if type(item) is Task:
+                job: Job | None = item._job
                 if item._scheduler is not self:
                     raise DependencyError(f"{item!r} belongs to another manager; submit both to the same one")
-                job: Job | None = item._job
+                if item._job.code == COMPLETED and item._job.released:
+                    raise DependencyError(
+                        f"{task_id} -> {item.id}: its result was released (keep_result=False); submit this before it ends"
+                    )
             elif item == task_id:
                 raise DependencyError(f"a task cannot depend on itself: {task_id} -> {task_id}; leave it out")
             else:
-                job = self.ledger.jobs.get(item)
+                job = self.ledger.jobs.get(str(item))
             if job is None:
                 raise DependencyError(f"{task_id} -> {item}: there is no task {item!r}; give a Task or a known id")
-            if isinstance(item, Task) and job.released:
-                raise DependencyError(
-                    f"{task_id} -> {job.task_id}: its result was released (keep_result=False); submit this before it ends"
-                )
-            parents[job.task_id] = job
+            parents[job.number] = job
         return list(parents.values())
 
     def stop_listening(self) -> None:

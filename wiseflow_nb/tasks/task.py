@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from wiseflow_nb.errors import TaskCancelledError
 from wiseflow_nb.records import TaskRecord, TaskState
+from wiseflow_nb.tasks._machine import CANCELLING, RUNNING, STATES
 
 if TYPE_CHECKING:
     from wiseflow_nb.tasks._job import Job
@@ -79,17 +80,17 @@ class Task(Future[T]):
     @property
     def id(self) -> str:
         """The task's id, unique within its manager."""
-        return self._job.record.task_id
+        return self._job.task_id
 
     @property
     def name(self) -> str:
         """The task's name: the option, else the function's."""
-        return self._job.record.name
+        return self._job.name
 
     @property
     def state(self) -> TaskState:
         """Where the task is in its life."""
-        return self._job.record.state
+        return STATES[self._job.code]
 
     def record(self) -> TaskRecord:
         """What is known of the task now."""
@@ -105,7 +106,7 @@ class Task(Future[T]):
 
     def running(self) -> bool:
         """Whether the task's code runs now (also while it was asked to stop)."""
-        return self.state in (TaskState.RUNNING, TaskState.CANCELLING)
+        return self._job.code in (RUNNING, CANCELLING)
 
     def result(self, timeout: float | None = None) -> T:
         """Wait for the task and return its value; inside another task, that one's slot is free meanwhile.
@@ -212,7 +213,7 @@ class Task(Future[T]):
     def _as_cancelled(self) -> BaseException:
         if not self.cancelled() and self._exception is not None:  # its own code raised it
             return self._exception
-        reason = self._job.record.reason or "cancelled"
+        reason = self._job.reason or "cancelled"
         return TaskCancelledError(f"task {self.name!r} ({self.id}) did not run to its end: {reason}")
 
     def __repr__(self) -> str:
