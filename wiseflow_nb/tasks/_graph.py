@@ -29,8 +29,8 @@ def swapped(
     args: tuple[Any, ...], kwargs: dict[str, Any], swap: Callable[[Task[Any]], Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with each task replaced by ``swap(task)``; containers without tasks stay the same objects."""
-    kept = kwargs and {name: _swap(value, swap) for name, value in kwargs.items()}
-    return tuple([swap(value) if type(value) is Task else _swap(value, swap) for value in args]), kept
+    kept = kwargs and {name: swapped_value(value, swap) for name, value in kwargs.items()}
+    return tuple([swapped_value(value, swap) for value in args]), kept
 
 
 def find_path(start: NodeT, goal: NodeT, edges: Callable[[NodeT], Iterable[NodeT]]) -> list[NodeT] | None:
@@ -66,7 +66,8 @@ def _members(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _swap(value: Any, swap: Callable[[Task[Any]], Any]) -> Any:
+def swapped_value(value: Any, swap: Callable[[Task[Any]], Any]) -> Any:
+    """One argument with each task in it replaced."""
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Task):

@@ -1,7 +1,8 @@
 """What the manager keeps of a task while it lives; every field is guarded by the manager's lock.
 
 Most fields of most tasks never leave their first value, so it is read from the class and an instance
-holds only what is its own: a task is made in a microsecond and kept in a few hundred bytes.
+holds only what is its own: a task is made in a microsecond and kept in a few hundred bytes. (Beyond
+thirty fields of its own an instance would lose the table of names that it shares with all others.)
 """
 
 from __future__ import annotations
@@ -85,9 +86,8 @@ class Job:
     started_seconds = NAN
     finished_seconds = NAN
     queue_seconds = NAN
-    wall_seconds = NAN
-    cpu_seconds = NAN
-    cpu_source = "unknown"
+    #: Wall and CPU seconds of the last attempt, and how the latter was measured.
+    figures = (NAN, NAN, "unknown")
     memory_peak_bytes = NAN
     memory_source = "unknown"
     progress = NAN
@@ -143,7 +143,7 @@ class Job:
         self.code = code
         self.kind = kind
         self.options = options
-        self.fn, self.args, self.kwargs = call
+        self.call = call
         # Held until settled; afterwards a result lives as long as somebody keeps the task.
         self.task: Task[Any] | None = task
         self.task_ref = weakref.ref(task)
@@ -191,9 +191,7 @@ class Job:
             self.started_seconds,
             self.finished_seconds,
             self.queue_seconds,
-            self.wall_seconds,
-            self.cpu_seconds,
-            self.cpu_source,
+            *self.figures,
             self.memory_peak_bytes,
             self.memory_source,
             self.progress,
@@ -220,6 +218,9 @@ class Job:
     def __repr__(self) -> str:
         return f"<Job {self.label} {self.state}>"
 
+
+#: What is left of the call of a task that has completed.
+NO_CALL: tuple[Any, tuple[Any, ...], dict[str, Any]] = (None, (), {})
 
 #: What has to happen once the manager's lock is released.
 Effects = list[Callable[[], object]]

@@ -83,7 +83,8 @@ class Ledger:
         counts[source] -= 1
         counts[code] += 1
         job.code = code
-        job.reason = reason
+        if reason or job.reason:
+            job.reason = reason
         if self._on_change is None and len(self._changes) < self._tidy_at:
             # As ``_write`` does, without the calls: this is most of what a task costs.
             self.seq += 1
@@ -94,7 +95,7 @@ class Ledger:
             self._write(job, source)
         if code >= FIRST_TERMINAL:
             if code == COMPLETED:
-                self.usual.add(job.name, job.wall_seconds)
+                self.usual.add(job.name, job.figures[0])
             self._finished.append(job)
             if len(self._finished) > self._kept:
                 self._drop(self._finished.popleft())

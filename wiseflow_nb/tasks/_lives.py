@@ -24,14 +24,13 @@ from wiseflow_nb.futures import settle
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _cleanup, _output
 from wiseflow_nb.tasks._admission import Admission
-from wiseflow_nb.tasks._job import Attempt, Effects, Job
+from wiseflow_nb.tasks._job import NO_CALL, Attempt, Effects, Job
 from wiseflow_nb.tasks._ledger import Ledger, OnChange
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
 from wiseflow_nb.tasks.task import Task
 
-NO_ARGUMENTS: dict[str, Any] = {}
 #: Bound of a stored traceback, in characters; the end is what tells most.
 TRACEBACK_KEPT = 8192
 
@@ -144,22 +143,27 @@ class Lives:
             slots.held -= 1
             if job.kind != "async":
                 slots.threads_held -= 1
-        job.wall_seconds = attempt.wall_seconds
-        job.cpu_seconds = attempt.cpu_seconds
-        job.cpu_source = attempt.cpu_source
+        job.figures = (attempt.wall_seconds, attempt.cpu_seconds, attempt.cpu_source)
         job.finished_seconds = self._time()
         if attempt._output is not None or job.attempts > 1:
             job.output_tail = attempt.output_tail
         self.ledger.move(job, COMPLETED, job.reason)
         if job.deadline is not None or job.retry_timer is not None or job.dependencies or job.takes:
             self._let_go(job, effects)
-        job.fn, job.args, job.kwargs, job.variables = None, (), NO_ARGUMENTS, None
+        job.call, job.variables = NO_CALL, None
         children = job.dependents
         if children is not None:
             job.dependents = None
+            kept = job.options.keep_result
             for child in children:
                 if child.code == WAITING:
-                    self._one_less(child, job)
+                    if not kept:
+                        self._one_less(child, job)
+                    elif child.remaining == 1:
+                        child.remaining = 0
+                        self._make_ready(child)
+                    else:
+                        child.remaining -= 1
         task, job.task = job.task, None
         if task is not None:
             # Under the lock, so that those that depend on it find the value; waking whoever waits follows.
@@ -187,9 +191,8 @@ class Lives:
         if attempt.timer is not None:
             attempt.timer.cancel()
         self.slots.release(job)
-        job.wall_seconds = attempt.wall_seconds
-        job.cpu_seconds = NAN if attempt.cpu_source == "unknown" else attempt.cpu_seconds
-        job.cpu_source = attempt.cpu_source
+        cpu_seconds = NAN if attempt.cpu_source == "unknown" else attempt.cpu_seconds
+        job.figures = (attempt.wall_seconds, cpu_seconds, attempt.cpu_source)
         job.finished_seconds = self.clock.time()
         if attempt._output is not None or job.attempts > 1:
             job.output_tail = attempt.output_tail
@@ -275,10 +278,10 @@ class Lives:
         self.ledger.move(job, CODES[state], reason)
         job.root_cause = error
         self._let_go(job, effects)
-        if job.attempts == 0 and isinstance(job.fn, Coroutine):
-            effects.append(job.fn.close)  # never started: nothing will await it
+        if job.attempts == 0 and isinstance(job.call[0], Coroutine):
+            effects.append(job.call[0].close)  # never started: nothing will await it
         if state is TaskState.COMPLETED:
-            job.fn, job.args, job.kwargs, job.variables = None, (), NO_ARGUMENTS, None
+            job.call, job.variables = NO_CALL, None
         task, job.task = job.task, None
         if task is not None:
             effects.append(functools.partial(self._settle, job, task, state, value, error))
@@ -290,8 +293,11 @@ class Lives:
         self._drop_grant(job, effects)
         parents, job.dependencies = job.dependencies, ()
         for parent in parents:
-            self._lower(parent, job.level)
-        taken, job.takes = job.takes, ()
+            if parent.code < FIRST_TERMINAL:
+                self._lower(parent, job.level)
+        taken = job.takes
+        if taken:
+            job.takes = ()
         for parent in taken:
             parent.takers -= 1
             task = parent.task_ref()
@@ -319,8 +325,8 @@ class Lives:
             _output.end_routing()
 
     def _make_ready(self, job: Job) -> None:
-        job.ready_at = self.clock.monotonic()
-        job.ready_seconds = self.clock.time()
+        job.ready_at = self._monotonic()
+        job.ready_seconds = self._time()
         self.ledger.move(job, PENDING)
         self.slots.push(job)
 

@@ -20,7 +20,7 @@ from wiseflow_nb.context import enter_task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.tasks import _cleanup
-from wiseflow_nb.tasks._graph import swapped
+from wiseflow_nb.tasks._graph import swapped, swapped_value
 from wiseflow_nb.tasks._job import Attempt, Job
 from wiseflow_nb.tasks._machine import COMPLETED
 from wiseflow_nb.tasks.task import Task
@@ -204,7 +204,7 @@ def _call(attempt: Attempt) -> None:
     job = attempt.job
     try:
         args, kwargs = _arguments(job)
-        value = job.fn(*args, **kwargs)
+        value = job.call[0](*args, **kwargs)
         del args, kwargs
         if type(value) is types.CoroutineType:
             value.close()
@@ -218,7 +218,7 @@ def _open(attempt: Attempt) -> Any:
     # Makes the coroutine and takes its first step, inside the task's own context.
     enter_task(attempt)
     job = attempt.job
-    made = job.fn
+    made = job.call[0]
     if attempt.cancelled:
         if type(made) is types.CoroutineType:
             made.close()
@@ -242,9 +242,19 @@ async def _awaited(made: Any) -> Any:
 
 
 def _arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    _, args, kwargs = job.call
     if not job.parents:
-        return job.args, job.kwargs
-    return swapped(job.args, job.kwargs, _result_of)
+        return args, kwargs
+    if kwargs:
+        return swapped(args, kwargs, _result_of)
+    taken = [
+        # The common case without a call: it has completed, and its value is there.
+        (value._result if value._end and value._job.code == COMPLETED else _result_of(value))
+        if type(value) is Task
+        else swapped_value(value, _result_of)
+        for value in args
+    ]
+    return tuple(taken), kwargs
 
 
 def _result_of(task: Task[Any]) -> Any:

@@ -185,8 +185,9 @@ class Slots:
 
     def let_through(self, job: Job) -> Future[None] | None:
         """A task that wants its slot again goes on without: it is to unwind. Return what to settle."""
-        grant, job.grant = job.grant, None
+        grant = job.grant
         if grant is not None:
+            job.grant = None
             self.returning.remove(job)
         return grant
 

@@ -305,12 +305,13 @@ class TaskManager:
             return renewed.get(task.id, task)
 
         for job in plan:
-            args, kwargs = swapped(job.args, job.kwargs, renew)
+            fn, args, kwargs = job.call
+            args, kwargs = swapped(args, kwargs, renew)
             needed = tuple(
                 renew(item) if isinstance(item, Task) else renewed.get(item, item) for item in job.options.dependencies
             )
             options = replace(job.options, dependencies=needed)
-            renewed[job.task_id] = self._submit(job.fn, args, kwargs, options, retry_of=job.task_id)
+            renewed[job.task_id] = self._submit(fn, args, kwargs, options, retry_of=job.task_id)
         return renewed[task_id]
 
     def set_max_concurrent(self, count: int) -> None:
