@@ -29,6 +29,7 @@ from wiseflow_nb.tasks import Task, TaskManager, memory_gauges
 from wiseflow_nb.tasks._admission import hold_reason, parse_size
 from wiseflow_nb.tasks._output import TaskOutput, routed
 from wiseflow_nb.tasks._stalled import NAMES_KEPT, UsualTimes, find_stalled
+from wiseflow_nb.tasks._timer import Timers
 from wiseflow_nb.testing import FakeClock, ManualLoop, Stage
 
 SOON = 20.0
@@ -628,6 +629,20 @@ def test_a_manual_loop_goes_by_its_clock() -> None:
     loop.stop()
     loop.stop()
     assert not loop.call(print)
+
+
+def test_cancelled_timers_do_not_pile_up() -> None:
+    clock = FakeClock()
+    timers = Timers(clock, "timers")
+    seen: list[int] = []
+    for number in range(10_000):
+        handle = timers.at(clock.monotonic() + 3600 + number % 7, lambda number=number: seen.append(number))  # type: ignore[misc]
+        if number % 1000:
+            handle.cancel()
+        assert len(timers._heap) <= 1025
+    clock.advance(4000)
+    assert sorted(seen) == list(range(0, 10_000, 1000))
+    timers.close()
 
 
 def test_a_clock_forgets_who_no_longer_listens() -> None:
