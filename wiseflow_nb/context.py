@@ -144,7 +144,13 @@ class RemoteRun:
 class TaskContext:
     """The running attempt, as its own code sees it through ``current_task()``."""
 
-    __slots__ = ("_cleanups", "_on_progress", "_output", "_token", "attempt", "name", "remote", "task_id")
+    # Made on demand, and read from the class until then: a context is made for every task.
+    _token: CancelToken | None = None
+    _on_progress: Callable[[float, str], None] | None = None
+    _output: OutputTail | None = None
+    _cleanups: list[Cleanup] | None = None
+    #: Set when this attempt's code ran in another process and has ended.
+    remote: RemoteRun | None = None
 
     def __init__(
         self,
@@ -157,12 +163,10 @@ class TaskContext:
         self.task_id = task_id
         self.name = name
         self.attempt = attempt
-        self._token = token
-        self._on_progress = on_progress
-        #: Set when this attempt's code ran in another process and has ended.
-        self.remote: RemoteRun | None = None
-        self._output: OutputTail | None = None
-        self._cleanups: list[Cleanup] | None = None
+        if token is not None:
+            self._token = token
+        if on_progress is not None:
+            self._on_progress = on_progress
 
     @property
     def token(self) -> CancelToken:

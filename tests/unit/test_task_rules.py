@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wiseflow_nb.testing
@@ -29,6 +29,7 @@ from wiseflow_nb.tasks import Task, TaskManager, memory_gauges
 from wiseflow_nb.tasks._admission import hold_reason, parse_size
 from wiseflow_nb.tasks._output import TaskOutput, routed
 from wiseflow_nb.tasks._stalled import NAMES_KEPT, UsualTimes, find_stalled
+from wiseflow_nb.tasks._timer import Timers
 from wiseflow_nb.testing import FakeClock, ManualLoop, Stage
 
 SOON = 20.0
@@ -87,6 +88,7 @@ def test_a_size_that_is_none_is_refused(value: Any) -> None:
         parse_size(value)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.floats(0.001, 1e6), st.sampled_from(["", "b", "kB", "MB", "gb", "TB", "KiB", "MiB", "GiB", "TiB", "g", "M"]))
 def test_a_size_is_number_times_unit(number: float, unit: str) -> None:
     letter = unit.lower()[:1]
@@ -95,6 +97,7 @@ def test_a_size_is_number_times_unit(number: float, unit: str) -> None:
     assert parse_size(f"{number!r}{unit}") == pytest.approx(number * base**power)
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     level=st.sampled_from(Priority),
     need=st.none() | st.floats(1, 1e12),
@@ -198,8 +201,8 @@ def test_the_gauges_of_a_monitor() -> None:
         def sample_now(self) -> Sample:
             return Sample(memory_available_bytes=5.0)
 
-    source, clock, settings = Source(), FakeClock(), Settings(memory_threshold=80)
-    gauges = memory_gauges(source, lambda: settings, clock)
+    source, clock, given_settings = Source(), FakeClock(), Settings(memory_threshold=80)
+    gauges = memory_gauges(source, lambda: given_settings, clock)
     assert (gauges["memory_available"](), gauges["pressure"]()) == (5.0, "none")
     told = []
     for ratio in (0.5, 0.7, 0.8, math.nan):
@@ -207,7 +210,7 @@ def test_the_gauges_of_a_monitor() -> None:
         told.append(gauges["pressure"]())
     assert told == ["none", "warning", "critical", "none"]
     source.sample = Sample(time_seconds=clock.time(), memory_utilization_ratio=0.99)
-    clock.advance(3 * settings.resource_check_interval + 1)
+    clock.advance(3 * given_settings.resource_check_interval + 1)
     assert gauges["pressure"]() == "none"
 
 
@@ -221,6 +224,7 @@ def test_why_nothing_starts_while_paused(bench: Bench) -> None:
 # -- output --------------------------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.text(max_size=50), max_size=60), st.integers(1, 40))
 def test_a_tail_is_the_end_of_all(parts: list[str], limit: int) -> None:
     tail = OutputTail(limit)
@@ -460,6 +464,7 @@ def test_a_usual_time_needs_runs_and_is_bounded() -> None:
     assert len(usual._runs) == NAMES_KEPT
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(st.floats(0, 1000), st.floats(0, 1000) | st.just(math.nan), st.booleans()), max_size=8),
     st.floats(0, 100) | st.just(math.nan),
@@ -630,6 +635,20 @@ def test_a_manual_loop_goes_by_its_clock() -> None:
     assert not loop.call(print)
 
 
+def test_cancelled_timers_do_not_pile_up() -> None:
+    clock = FakeClock()
+    timers = Timers(clock, "timers")
+    seen: list[int] = []
+    for number in range(10_000):
+        handle = timers.at(clock.monotonic() + 3600 + number % 7, lambda number=number: seen.append(number))  # type: ignore[misc]
+        if number % 1000:
+            handle.cancel()
+        assert len(timers._heap) <= 1025
+    clock.advance(4000)
+    assert sorted(seen) == list(range(0, 10_000, 1000))
+    timers.close()
+
+
 def test_a_clock_forgets_who_no_longer_listens() -> None:
     clock = FakeClock()
     seen: list[int] = []
@@ -643,3 +662,37 @@ def test_a_clock_forgets_who_no_longer_listens() -> None:
 
 def test_the_examples_of_the_fakes_hold() -> None:
     assert doctest.testmod(wiseflow_nb.testing).failed == 0
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 5))
+def test_a_patched_frame_is_a_built_one(steps: list[int], kept: int) -> None:
+    stage = Stage()
+    tasks = TaskManager(**stage.parts)
+    try:
+        tasks._scheduler.ledger._kept = kept
+        for step in steps:
+            if step < 2:
+                tasks.submit([int, fail][step])
+            elif step == 2:
+                stage.run()
+            stage.clock.advance(0.5)
+            if step == 3:
+                check_frame(tasks)
+        stage.run()
+        check_frame(tasks)
+    finally:  # an error must not wait for tasks that nobody runs any more
+        tasks.shutdown("cancel_pending")
+
+
+def check_frame(tasks: TaskManager) -> None:
+    frame = tasks.frame()
+    records = sorted(tasks.records(), key=lambda record: int(record.task_id[1:]))
+    assert frame.index.tolist() == [record.task_id for record in records]
+    assert frame["state"].tolist() == [record.state.value for record in records]
+    assert frame["rev"].tolist() == [record.rev for record in records]
+    assert frame["error"].tolist() == [record.error for record in records]
+    for column in ("created", "finished"):
+        found = [moment.timestamp() if moment == moment else math.nan for moment in frame[column]]
+        assert found == pytest.approx([getattr(record, f"{column}_seconds") for record in records], nan_ok=True)
+    frame["state"] = "changed"

@@ -8,15 +8,20 @@ from typing import Any, TypeVar
 from wiseflow_nb.tasks.task import Task
 
 NodeT = TypeVar("NodeT")
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
 def referenced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Task[Any]]:
     """Every task among the arguments, also one level deep in a list, tuple or dict, each once."""
     found: dict[int, Task[Any]] = {}
     for value in (*args, *kwargs.values()):
-        for item in _members(value):
-            if isinstance(item, Task):
-                found[id(item)] = item
+        kind = type(value)
+        if kind is Task:
+            found[id(value)] = value
+        elif kind not in _PLAIN:
+            for item in _members(value):
+                if isinstance(item, Task):
+                    found[id(item)] = item
     return list(found.values())
 
 
@@ -24,7 +29,8 @@ def swapped(
     args: tuple[Any, ...], kwargs: dict[str, Any], swap: Callable[[Task[Any]], Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with each task replaced by ``swap(task)``; containers without tasks stay the same objects."""
-    return tuple(_swap(value, swap) for value in args), {name: _swap(value, swap) for name, value in kwargs.items()}
+    kept = kwargs and {name: swapped_value(value, swap) for name, value in kwargs.items()}
+    return tuple([swapped_value(value, swap) for value in args]), kept
 
 
 def find_path(start: NodeT, goal: NodeT, edges: Callable[[NodeT], Iterable[NodeT]]) -> list[NodeT] | None:
@@ -60,7 +66,10 @@ def _members(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _swap(value: Any, swap: Callable[[Task[Any]], Any]) -> Any:
+def swapped_value(value: Any, swap: Callable[[Task[Any]], Any]) -> Any:
+    """One argument with each task in it replaced."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Task):
         return swap(value)
     if type(value) not in (list, tuple, dict) or not any(isinstance(item, Task) for item in _members(value)):

@@ -1,4 +1,9 @@
-"""What the manager keeps of a task while it lives; every field is guarded by the manager's lock."""
+"""What the manager keeps of a task while it lives; every field is guarded by the manager's lock.
+
+Most fields of most tasks never leave their first value, so it is read from the class and an instance
+holds only what is its own: a task is made in a microsecond and kept in a few hundred bytes. (Beyond
+thirty fields of its own an instance would lose the table of names that it shares with all others.)
+"""
 
 from __future__ import annotations
 
@@ -6,162 +11,175 @@ import asyncio
 import contextvars
 import random
 import weakref
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from wiseflow_nb.context import TaskContext
+from wiseflow_nb.context import RemoteRun, TaskContext
 from wiseflow_nb.errors import TaskSkippedError
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
-from wiseflow_nb.tasks._machine import Stop
+from wiseflow_nb.tasks._machine import STATES, Stop, decoded
 from wiseflow_nb.tasks._options import TaskOptions
 from wiseflow_nb.tasks._timer import TimerHandle
 from wiseflow_nb.tasks.task import Task
 
 
-class Attempt:
-    """One run of a task's code, and what came of it."""
+class Attempt(TaskContext):
+    """One run of a task's code, as that code sees it, and what came of it."""
 
-    __slots__ = (
-        "asked",
-        "asked_at",
-        "context",
-        "cpu_seconds",
-        "cpu_source",
-        "driver",
-        "ended",
-        "error",
-        "failures",
-        "memory_peak_bytes",
-        "memory_source",
-        "number",
-        "output_tail",
-        "progress_at",
-        "stop",
-        "timer",
-        "value",
-        "wall_seconds",
-    )
+    stop = Stop.NONE
+    timer: TimerHandle | None = None
+    #: The asyncio task that drives this coroutine now.
+    driver: asyncio.Task[Any] | None = None
+    ended = False
+    asked = False
+    #: Seconds since the epoch; NaN: never.
+    asked_at = NAN
+    progress_at = NAN
+    value: Any = None
+    error: BaseException | None = None
+    started_at = NAN
+    wall_seconds = NAN
+    cpu_seconds = 0.0
+    cpu_source = "unknown"
+    memory_peak_bytes = NAN
+    memory_source = "unknown"
+    #: What failed of the cleanup inside a process.
+    failures: tuple[str, ...] = ()
+    coroutine: Any = None
 
-    def __init__(self, number: int, context: TaskContext) -> None:
-        self.number = number
-        self.context = context
-        self.stop = Stop.NONE
-        self.timer: TimerHandle | None = None
-        self.driver: asyncio.Task[None] | None = None
-        self.ended = False
-        self.asked = False
-        #: Seconds since the epoch; NaN: never.
-        self.asked_at = NAN
-        self.progress_at = NAN
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.wall_seconds = NAN
-        self.cpu_seconds = NAN
-        self.cpu_source = "unknown"
-        self.memory_peak_bytes = NAN
-        self.memory_source = "unknown"
-        self.output_tail = ""
-        #: What failed of the cleanup inside a process.
-        self.failures: tuple[str, ...] = ()
+    def __init__(self, job: Job, number: int, now: float) -> None:
+        self.job = job
+        self.attempt = number
+        self.started_at = now
 
-    def take_remote(self) -> None:
+    @property
+    def task_id(self) -> str:  # type: ignore[override]
+        """The task's id."""
+        return self.job.task_id
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The task's name."""
+        return self.job.name
+
+    @property
+    def number(self) -> int:
+        """Which attempt this is, from 1."""
+        return self.attempt
+
+    @property
+    def context(self) -> TaskContext:
+        """What the task's own code sees."""
+        return self
+
+    @property
+    def output_tail(self) -> str:
+        """The end of what the attempt has written."""
+        return super().output_tail if self.remote is None else self.remote.output_tail
+
+    def take_remote(self, remote: RemoteRun) -> None:
         """Take over what is known of code that ran in another process."""
-        remote = self.context.remote
-        if remote is None:
-            return
         self.cpu_seconds, self.cpu_source = remote.cpu_seconds, remote.source
         self.memory_peak_bytes, self.memory_source = remote.memory_peak_bytes, remote.memory_source
-        self.output_tail = remote.output_tail
         self.failures = remote.cleanup_failures
         # Here it may have been asked while its result was on the way.
         self.asked = remote.asked
 
+    def progress(self, fraction: float, text: str = "") -> None:
+        super().progress(fraction, text)
+        task = self.job.task
+        if task is not None:
+            task._scheduler.progressed(self, float(fraction), text)
+
 
 class Job:
-    """A task as the manager knows it. Its state is that of its record, and nowhere else."""
+    """A task as the manager knows it. Its state is ``code``, and nowhere else."""
 
-    __slots__ = (
-        "args",
-        "attempt",
-        "deadline",
-        "dependencies",
-        "dependents",
-        "fn",
-        "grant",
-        "history",
-        "holds",
-        "kwargs",
-        "level",
-        "number",
-        "options",
-        "ready_at",
-        "record",
-        "remaining",
-        "rerun",
-        "retry_timer",
-        "rng",
-        "root_cause",
-        "skipped",
-        "takers",
-        "takes",
-        "task",
-        "task_ref",
-        "variables",
-        "wait_depth",
-        "waiters",
-        "waiting_on",
-    )
+    # What a record tells, besides the fields set below.
+    attempts = 0
+    reason = ""
+    ready_seconds = NAN
+    started_seconds = NAN
+    finished_seconds = NAN
+    queue_seconds = NAN
+    #: Wall and CPU seconds of the last attempt, and how the latter was measured.
+    figures = (NAN, NAN, "unknown")
+    memory_peak_bytes = NAN
+    memory_source = "unknown"
+    progress = NAN
+    progress_text = ""
+    error = ""
+    traceback = ""
+    output_tail = ""
+    parents: tuple[str, ...] = ()
+    retry_of = ""
+    #: Whether it was queued once more because its worker was lost.
+    rerun = False
+    # How it stands with others.
+    remaining = 0
+    dependencies: tuple[Job, ...] = ()
+    dependents: list[Job] | None = None
+    waiters: tuple[Job, ...] = ()
+    waiting_on: tuple[Job, ...] = ()
+    wait_depth = 0
+    grant: Future[None] | None = None
+    #: Dependents that may still take the result, where it is not to be kept.
+    takers = 0
+    takes: tuple[Job, ...] = ()
+    skipped: tuple[str, ...] = ()
+    # Where it is.
+    holds = False
+    #: The class in whose queue it stands, -1 in none.
+    place = -1
+    ready_at = NAN
+    attempt: Attempt | None = None
+    deadline: TimerHandle | None = None
+    retry_timer: TimerHandle | None = None
+    rng: random.Random | None = None
+    root_cause: BaseException | None = None
+    dropped = False
+    rev = 0
+    been = 0
+    row = -1
+    _record: TaskRecord | None = None
 
     def __init__(
         self,
         number: int,
-        record: TaskRecord,
+        task_id: str,
+        name: str,
+        code: int,
+        kind: str,
         options: TaskOptions,
         call: tuple[Any, tuple[Any, ...], dict[str, Any]],
         task: Task[Any],
         variables: contextvars.Context,
     ) -> None:
         self.number = number
-        self.record = record
+        self.task_id = task_id
+        self.name = name
+        self.code = code
+        self.kind = kind
         self.options = options
-        self.fn, self.args, self.kwargs = call
+        self.call = call
         # Held until settled; afterwards a result lives as long as somebody keeps the task.
         self.task: Task[Any] | None = task
         self.task_ref = weakref.ref(task)
-        self.variables = variables
+        self.variables: contextvars.Context | None = variables
         #: Own class, or the highest class of those that wait for this task.
         self.level: Priority = options.priority
-        self.remaining = 0
-        #: Dependents that may still take the result, where it is not to be kept.
-        self.takers = 0
-        self.takes: list[Job] = []
-        #: Whether it was queued once more because its worker was lost.
-        self.rerun = False
-        self.dependencies: list[Job] = []
-        self.dependents: list[Job] = []
-        self.waiters: list[Job] = []
-        self.waiting_on: list[Job] = []
-        self.wait_depth = 0
-        self.grant: Future[None] | None = None
-        self.holds = False
-        self.ready_at = NAN
-        self.attempt: Attempt | None = None
-        self.deadline: TimerHandle | None = None
-        self.retry_timer: TimerHandle | None = None
-        self.rng = random.Random(options.retry.seed)
-        self.root_cause: BaseException | None = None
-        self.skipped: list[str] = []
-        self.history: deque[str] = deque(maxlen=64)
-
-    @property
-    def task_id(self) -> str:
-        return self.record.task_id
+        self.created_seconds = NAN
 
     @property
     def state(self) -> TaskState:
-        return self.record.state
+        """Where the task is in its life."""
+        return STATES[self.code]
+
+    @property
+    def history(self) -> list[str]:
+        """The states that it has been through, the last sixty-four."""
+        return decoded(self.been)
 
     @property
     def released(self) -> bool:
@@ -171,18 +189,57 @@ class Job:
     @property
     def label(self) -> str:
         """The name and id, for messages."""
-        return f"{self.record.name!r} ({self.record.task_id})"
+        return f"{self.name!r} ({self.task_id})"
+
+    @property
+    def record(self) -> TaskRecord:
+        """What is known of the task, as a value; made when it is asked for."""
+        made, attempt = self._record, self.attempt
+        if made is not None and made.rev == self.rev and attempt is None:
+            return made
+        made = TaskRecord(
+            self.task_id,
+            self.name,
+            STATES[self.code],
+            self.options.priority,
+            self.kind,
+            self.attempts,
+            self.options.retry.times + 1,
+            self.created_seconds,
+            self.ready_seconds,
+            self.started_seconds,
+            self.finished_seconds,
+            self.queue_seconds,
+            *self.figures,
+            self.memory_peak_bytes,
+            self.memory_source,
+            self.progress,
+            self.progress_text,
+            self.reason,
+            self.error,
+            self.traceback,
+            self.output_tail if attempt is None else attempt.output_tail,
+            self.parents,
+            self.options.tags,
+            self.retry_of,
+            self.rev,
+        )
+        self._record = made
+        return made
 
     def cause(self) -> BaseException | None:
         """What the task ended with, as long as it is known; of a skipped one the first cause."""
         error = self.root_cause
-        if error is None and (task := self.task_ref()) is not None and task.done() and not task.cancelled():
-            error = Future.exception(task, 0)
+        if error is None and (task := self.task_ref()) is not None:
+            error = task._exception
         return error.root_cause if isinstance(error, TaskSkippedError) else error
 
     def __repr__(self) -> str:
         return f"<Job {self.label} {self.state}>"
 
+
+#: What is left of the call of a task that has completed.
+NO_CALL: tuple[Any, tuple[Any, ...], dict[str, Any]] = (None, (), {})
 
 #: What has to happen once the manager's lock is released.
 Effects = list[Callable[[], object]]

@@ -1,4 +1,4 @@
-"""The book of all tasks: records, revisions and counts, written by one function per kind of change.
+"""The book of all tasks: states, revisions and counts, written by one function per kind of change.
 
 The caller holds the manager's lock.
 """
@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
 
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.records import TaskRecord, TaskState, TaskTransition
 from wiseflow_nb.tasks._job import Job
-from wiseflow_nb.tasks._machine import check_move
+from wiseflow_nb.tasks._machine import (
+    CANCELLING,
+    COMPLETED,
+    FIRST_TERMINAL,
+    KEPT_MOVES,
+    MOVES,
+    RUNNING,
+    STATES,
+    check_move,
+    went,
+)
 from wiseflow_nb.tasks._stalled import UsualTimes
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 OnChange = Callable[[TaskRecord, TaskTransition | None], None]
@@ -34,103 +39,117 @@ class Ledger:
         self._clock = clock
         self._on_change = on_change
         self._kept = kept
-        self._finished: deque[str] = deque()
-        self._changed: dict[str, Job] = {}
+        self._finished: deque[Job] = deque()
+        # One entry a change, the newest last: of a task's entries the last is the one that counts.
+        self._changes: list[Job] = []
+        self._tidy_at = 4096
+        self._counts = [0] * len(STATES)
         self.jobs: dict[str, Job] = {}
-        self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)
         self.rev = 0
         self.seq = 0
         self.callback_failures = 0
         self.usual = UsualTimes()
 
-    def born(self, job: Job) -> None:
-        """Enter a new task; its record tells the state it begins in."""
-        state = job.record.state
-        check_move(job.task_id, job.history, None, state)
-        self.jobs[job.task_id] = job
-        self.counts[state] += 1
-        self._write(job, None, state, "", {})
+    @property
+    def counts(self) -> dict[TaskState, int]:
+        """How many tasks are in each state."""
+        return dict(zip(STATES, self._counts, strict=True))
 
-    def move(self, job: Job, state: TaskState, reason: str = "", **changes: Any) -> None:
-        """Make one legal transition, with whatever else changes in the same moment."""
-        source = job.record.state
-        check_move(job.task_id, job.history, source, state)
-        self.counts[source] -= 1
-        self.counts[state] += 1
-        self._write(job, source, state, reason, changes)
-        if state is TaskState.COMPLETED:
-            self.usual.add(job.record.name, job.record.wall_seconds)
-        if state.terminal:
-            self._finished.append(job.task_id)
+    @property
+    def running(self) -> int:
+        """How many tasks have code that runs."""
+        return self._counts[RUNNING] + self._counts[CANCELLING]
+
+    def born(self, job: Job) -> None:
+        """Enter a new task; it tells the state it begins in."""
+        if job.code > 1:
+            check_move(job.task_id, (), None, job.state)
+        self.jobs[job.task_id] = job
+        self._counts[job.code] += 1
+        if self._on_change is None:
+            self.seq += 1
+            job.been = job.code + 1
+            job.rev = self.rev = self.rev + 1
+            self._changes.append(job)
+        else:
+            self._write(job, None)
+
+    def move(self, job: Job, code: int, reason: str = "") -> None:
+        """Make one legal transition; whatever else changes in that moment has been written to the job."""
+        source = job.code
+        if not MOVES[source] >> code & 1:
+            check_move(job.task_id, job.history, STATES[source], STATES[code])
+        counts = self._counts
+        counts[source] -= 1
+        counts[code] += 1
+        job.code = code
+        if reason or job.reason:
+            job.reason = reason
+        if self._on_change is None and len(self._changes) < self._tidy_at:
+            # As ``_write`` does, without the calls: this is most of what a task costs.
+            self.seq += 1
+            job.been = (job.been << 4 | code + 1) & KEPT_MOVES
+            job.rev = self.rev = self.rev + 1
+            self._changes.append(job)
+        else:
+            self._write(job, source)
+        if code >= FIRST_TERMINAL:
+            if code == COMPLETED:
+                self.usual.add(job.name, job.figures[0])
+            self._finished.append(job)
             if len(self._finished) > self._kept:
                 self._drop(self._finished.popleft())
 
-    def touch(self, job: Job, **changes: Any) -> None:
-        """Change a record without a transition."""
-        self.rev += 1
-        job.record = replace(job.record, rev=self.rev, **changes)
-        self._reorder(job)
-        self._tell(job.record, None)
+    def touch(self, job: Job) -> None:
+        """Something of a task changed without a transition."""
+        self._enter(job)
+        self._tell(job, None)
 
     def since(self, rev: int) -> tuple[TaskRecord, ...]:
         """Records changed after ``rev``, in order of change."""
-        found = []
-        for job in reversed(self._changed.values()):
-            if job.record.rev <= rev:
-                break
-            found.append(job.record)
-        return tuple(reversed(found))
+        return tuple([job.record for job in self.changed(rev)][::-1])
 
-    def _write(
-        self, job: Job, source: TaskState | None, state: TaskState, reason: str, changes: dict[str, Any]
-    ) -> None:
-        self.rev += 1
+    def changed(self, rev: int) -> Iterator[Job]:
+        """Tasks changed after ``rev``, the newest change first."""
+        # An older entry of a task that has been passed tells a revision that is no longer falling.
+        last = self.rev + 1
+        for job in reversed(self._changes):
+            if job.rev < last and not job.dropped:
+                if job.rev <= rev:
+                    return
+                last = job.rev
+                yield job
+
+    def _write(self, job: Job, source: int | None) -> None:
         self.seq += 1
-        job.record = replace(job.record, state=state, reason=reason, rev=self.rev, **changes)
-        job.history.append(state.value)
-        self._reorder(job)
-        self._tell(
-            job.record,
-            TaskTransition(
-                self.seq,
-                job.task_id,
-                job.record.attempt,
-                "" if source is None else source.value,
-                state,
-                self._clock.time(),
-                reason,
-            ),
-        )
+        job.been = went(job.been, job.code)
+        self._enter(job)
+        if self._on_change is not None:
+            before = "" if source is None else STATES[source].value
+            now = self._clock.time()
+            move = TaskTransition(self.seq, job.task_id, job.attempts, before, STATES[job.code], now, job.reason)
+            self._tell(job, move)
 
-    def _reorder(self, job: Job) -> None:
-        self._changed.pop(job.task_id, None)
-        self._changed[job.task_id] = job
+    def _enter(self, job: Job) -> None:
+        self.rev += 1
+        job.rev = self.rev
+        self._changes.append(job)
+        if len(self._changes) > self._tidy_at:
+            self._changes = [*self.changed(0)][::-1]
+            # Each change pays for its share of the next tidying, whatever the number of tasks.
+            self._tidy_at = 4096 + 2 * len(self._changes)
 
-    def _tell(self, record: TaskRecord, transition: TaskTransition | None) -> None:
+    def _tell(self, job: Job, transition: TaskTransition | None) -> None:
         if self._on_change is None:
             return
         try:
-            self._on_change(record, transition)
+            self._on_change(job.record, transition)
         except Exception:  # the caller's code: counted, and logged once with its traceback
             self.callback_failures += 1
             if self.callback_failures == 1:
                 logger.exception("on_change failed; further failures are counted only")
 
-    def _drop(self, task_id: str) -> None:
-        job = self.jobs.pop(task_id)
-        self._changed.pop(task_id, None)
-        self.counts[job.record.state] -= 1
-
-
-def records_frame(rows: Sequence[TaskRecord]) -> pd.DataFrame:
-    """One row a record, indexed by ``task_id``, times in UTC."""
-    import pandas as pd
-
-    frame = pd.DataFrame([asdict(row) for row in rows], columns=[item.name for item in fields(TaskRecord)])
-    frame["state"] = [row.state.value for row in rows]
-    frame["priority"] = [row.priority.name.lower() for row in rows]
-    names = list(frame.columns)
-    for column in ("created", "ready", "started", "finished"):
-        values = frame.pop(f"{column}_seconds").astype("float64")
-        frame.insert(names.index(f"{column}_seconds"), column, pd.to_datetime(values, unit="s", utc=True))
-    return frame.set_index("task_id")
+    def _drop(self, job: Job) -> None:
+        del self.jobs[job.task_id]
+        job.dropped = True
+        self._counts[job.code] -= 1

@@ -7,26 +7,26 @@ code, handing work to the pool.
 
 from __future__ import annotations
 
-import contextvars
 import functools
+import random
 import threading
+import time
 import traceback
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from wiseflow_nb.clock import Clock
+from wiseflow_nb.clock import Clock, SystemClock
 from wiseflow_nb.errors import TaskCancelledError, TaskSkippedError, TaskTimeoutError, WorkerLostError
 from wiseflow_nb.futures import settle
-from wiseflow_nb.records import Priority, TaskRecord, TaskState
+from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _cleanup, _output
 from wiseflow_nb.tasks._admission import Admission
-from wiseflow_nb.tasks._job import Attempt, Effects, Job
+from wiseflow_nb.tasks._job import NO_CALL, Attempt, Effects, Job
 from wiseflow_nb.tasks._ledger import Ledger, OnChange
-from wiseflow_nb.tasks._machine import Stop, outcome
+from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
 from wiseflow_nb.tasks.task import Task
@@ -50,6 +50,10 @@ class Lives:
     ) -> None:
         self.lock = threading.Lock()
         self.clock = clock
+        # Without the clock's own wrapper, where it is the machine's: both are read several times a task.
+        self.machine_time = isinstance(clock, SystemClock)
+        self._monotonic: Callable[[], float] = time.monotonic if self.machine_time else clock.monotonic
+        self._time: Callable[[], float] = time.time if self.machine_time else clock.time
         self.ledger = Ledger(clock, on_change)
         self.slots = Slots(limit, thread_room, admission)
         self.timers = Timers(clock, "wiseflow-timer")
@@ -72,53 +76,107 @@ class Lives:
 
     # -- ending ------------------------------------------------------------------------------
 
-    def code_ended(self, job: Job, attempt: Attempt) -> bool:
-        """The code of an attempt has ended; return whether cleanup has to run before it is concluded."""
-        effects: Effects = []
-        with self.lock:
-            attempt.ended = True
-            state = self._verdict(job, attempt)
-            if state is not TaskState.COMPLETED or job.state.terminal or _cleanup.always(job.options, self.handlers):
-                return True
-            self._conclude(job, attempt, state, [], effects)
-            self._dispatch(effects)
-        perform(effects)
-        return False
-
-    def attempt_ended(self, job: Job, attempt: Attempt, failures: list[str]) -> None:
+    def attempt_ended(self, attempt: Attempt, failures: list[str]) -> None:
         """The code of an attempt has ended and its cleanup has run."""
         effects: Effects = []
         with self.lock:
             self.cleanup_failures += len(failures)
             # Judged again: a cancel during cleanup rules another attempt out.
-            self._conclude(job, attempt, self._verdict(job, attempt), failures, effects)
+            self._conclude(attempt, self._verdict(attempt), failures, effects)
             self._dispatch(effects)
         perform(effects)
 
-    def cleanup_of(self, job: Job, attempt: Attempt) -> list[_cleanup.Handler]:
+    def settled(self, count: int) -> None:
+        """So many tasks have been settled whose end is not counted yet."""
+        with self.lock:
+            self._settled(count)
+
+    def cleanup_of(self, attempt: Attempt) -> list[_cleanup.Handler]:
         """What is to run now that an attempt's code has stopped."""
         with self.lock:
             shared = list(self.handlers)
-            completed = self._verdict(job, attempt) is TaskState.COMPLETED
-        return _cleanup.collect(attempt.context, job.options, shared, completed=completed)
+            completed = self._verdict(attempt) is TaskState.COMPLETED
+        return _cleanup.collect(attempt, attempt.job.options, shared, completed=completed)
 
-    def watch_cleanup(self, job: Job, attempt: Attempt, handler: _cleanup.Handler) -> Callable[[], None]:
+    def watch_cleanup(self, attempt: Attempt, handler: _cleanup.Handler) -> Callable[[], None]:
         """Go on without a plain handler that is over its budget; call what is returned when it is done."""
 
         def overdue() -> None:
-            self.attempt_ended(job, attempt, [_cleanup.over_budget(handler)])
+            self.attempt_ended(attempt, [_cleanup.over_budget(handler)])
 
         return self.timers.at(self.clock.monotonic() + handler.budget, overdue).cancel
 
     def running(self) -> list[tuple[TaskRecord, float, float]]:
         """Running tasks, each with its last progress and when it was asked to stop; the lock is held."""
-        return [
-            (job.record, job.attempt.progress_at, job.attempt.asked_at)
-            for job in self.ledger.jobs.values()
-            if job.attempt is not None
-        ]
+        found: list[tuple[TaskRecord, float, float]] = []
+        left = self.ledger.running
+        # The newest first: what runs is seldom far behind, and the search ends with the last of them.
+        for job in reversed(self.ledger.jobs.values()):
+            if not left:
+                break
+            if job.attempt is not None:
+                left -= 1
+                found.append((job.record, job.attempt.progress_at, job.attempt.asked_at))
+        return found
 
-    def _verdict(self, job: Job, attempt: Attempt) -> TaskState:
+    def _code_ended(self, attempt: Attempt, now: float, effects: Effects) -> Task[Any] | None:
+        # The common end, in one go: completed, nothing to clean up. Return the task to settle; what
+        # else has to follow is left to ``attempt_ended``, after cleanup.
+        job = attempt.job
+        attempt.ended = True
+        attempt.wall_seconds = now - attempt.started_at
+        if (
+            attempt.error is not None
+            or attempt.asked
+            or attempt.failures
+            or job.attempt is not attempt
+            or (self.handlers and _cleanup.always(job.options, self.handlers))
+            or job.options.cleanup_always
+        ):
+            return None
+        # As ``_leave``, ``_finish`` and ``_close_job`` do, for the end that is nearly every task's.
+        job.attempt = None
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        slots = self.slots
+        if job.holds:
+            job.holds = False
+            slots.held -= 1
+            if job.kind != "async":
+                slots.threads_held -= 1
+        job.figures = (attempt.wall_seconds, attempt.cpu_seconds, attempt.cpu_source)
+        job.finished_seconds = self._time()
+        if attempt.remote is not None:
+            job.memory_peak_bytes, job.memory_source = attempt.memory_peak_bytes, attempt.memory_source
+            job.output_tail = attempt.output_tail
+        elif attempt._output is not None or job.attempts > 1:
+            job.output_tail = attempt.output_tail
+        self.ledger.move(job, COMPLETED, job.reason)
+        if job.deadline is not None or job.retry_timer is not None or job.dependencies or job.takes:
+            self._let_go(job, effects)
+        job.call, job.variables = NO_CALL, None
+        children = job.dependents
+        if children is not None:
+            job.dependents = None
+            kept = job.options.keep_result
+            for child in children:
+                if child.code == WAITING:
+                    if not kept:
+                        self._one_less(child, job)
+                    elif child.remaining == 1:
+                        child.remaining = 0
+                        self._make_ready(child)
+                    else:
+                        child.remaining -= 1
+        task, job.task = job.task, None
+        if task is not None:
+            # Under the lock, so that those that depend on it find the value; waking whoever waits follows.
+            task._finish(attempt.value)
+        return task
+
+    def _verdict(self, attempt: Attempt) -> TaskState:
+        job = attempt.job
+        retry = job.options.retry
         stop = attempt.stop if attempt.asked else Stop.NONE
         error = attempt.error
         if stop is Stop.TIMEOUT:
@@ -126,8 +184,8 @@ class Lives:
         may_retry = (
             self.retries_allowed
             and attempt.stop not in (Stop.CANCEL, Stop.DEADLINE)
-            and attempt.number - job.rerun <= job.options.retry.times
-            and job.options.retry.covers(error)
+            and attempt.number - job.rerun <= retry.times
+            and retry.covers(error)
         )
         may_rerun = (
             self.retries_allowed
@@ -138,14 +196,28 @@ class Lives:
         )
         return outcome(stop, error, may_retry=may_retry, may_rerun=may_rerun)
 
-    def _conclude(self, job: Job, attempt: Attempt, state: TaskState, failures: list[str], effects: Effects) -> None:
-        if job.attempt is not attempt or job.state.terminal:
-            return  # abandoned meanwhile
+    def _leave(self, attempt: Attempt) -> None:
+        # The attempt is over: its slot is free, its figures are the task's.
+        job = attempt.job
         job.attempt = None
         if attempt.timer is not None:
             attempt.timer.cancel()
         self.slots.release(job)
-        reason = job.record.reason or str(attempt.stop)
+        cpu_seconds = NAN if attempt.cpu_source == "unknown" else attempt.cpu_seconds
+        job.figures = (attempt.wall_seconds, cpu_seconds, attempt.cpu_source)
+        job.finished_seconds = self.clock.time()
+        if job.kind == "process":
+            job.memory_peak_bytes, job.memory_source = attempt.memory_peak_bytes, attempt.memory_source
+        if attempt._output is not None or attempt.remote is not None or job.attempts > 1:
+            job.output_tail = attempt.output_tail
+
+    def _conclude(self, attempt: Attempt, state: TaskState, failures: list[str], effects: Effects) -> None:
+        job = attempt.job
+        if job.attempt is not attempt or job.code >= FIRST_TERMINAL:
+            return  # abandoned meanwhile
+        self._leave(attempt)
+        job.finished_seconds = NAN
+        reason = job.reason or str(attempt.stop)
         error = attempt.error
         if state is TaskState.TIMED_OUT or (state is TaskState.RETRY_WAIT and attempt.stop is Stop.TIMEOUT):
             limit = job.options.deadline if attempt.stop is Stop.DEADLINE else job.options.timeout
@@ -154,32 +226,27 @@ class Lives:
         elif state is TaskState.CANCELLED:
             reason = reason or f"its own code raised {type(error).__name__}"
             error = TaskCancelledError(f"task {job.label} was cancelled: {reason}")
-        changes = {
-            "wall_seconds": attempt.wall_seconds,
-            "cpu_seconds": attempt.cpu_seconds,
-            "cpu_source": attempt.cpu_source,
-            "memory_peak_bytes": attempt.memory_peak_bytes,
-            "memory_source": attempt.memory_source,
-            "output_tail": attempt.output_tail or attempt.context.output_tail,
-            **described(error if state is not TaskState.CANCELLED else attempt.error),
-        }
+        describe(job, error if state is not TaskState.CANCELLED else attempt.error)
         told = "; ".join([*([reason] if reason else []), *failures])
         if state is TaskState.PENDING:
-            job.rerun, job.ready_at = True, self.clock.monotonic()
+            job.rerun, job.ready_at = True, self._monotonic()
             told = "; ".join(["its worker process was lost, it runs once more", *failures])
-            self.ledger.move(job, state, told, ready_seconds=self.clock.time(), **changes)
+            job.ready_seconds = self._time()
+            self.ledger.move(job, PENDING, told)
             self.slots.push(job)
             return
         if state is TaskState.RETRY_WAIT:
+            if job.rng is None:
+                job.rng = random.Random(job.options.retry.seed)
             delay = job.options.retry.delay(attempt.number - job.rerun, job.rng)
             told = "; ".join([f"attempt {attempt.number} failed, the next in {delay:.3g} s", *failures])
-            self.ledger.move(job, state, told, **changes)
+            self.ledger.move(job, CODES[state], told)
             due = self.clock.monotonic() + delay
             job.retry_timer = self.timers.at(due, functools.partial(self.retry_due, job))
             return
         if job.state is TaskState.RUNNING and state is TaskState.CANCELLED:
-            self.ledger.move(job, TaskState.CANCELLING, reason)
-        self._finish(job, state, effects, reason=told, value=attempt.value, error=error, changes=changes)
+            self.ledger.move(job, CANCELLING, reason)
+        self._finish(job, state, effects, reason=told, value=attempt.value, error=error)
 
     def _finish(
         self,
@@ -190,96 +257,98 @@ class Lives:
         reason: str = "",
         value: Any = None,
         error: BaseException | None = None,
-        changes: dict[str, Any] | None = None,
     ) -> None:
-        self._close_job(job, state, reason, value, error, changes or {}, effects)
+        self._close_job(job, state, reason, value, error, effects)
         ended = deque([job])
         while ended:
             parent = ended.popleft()
-            for child in parent.dependents:
-                if child.state is not TaskState.WAITING:
+            anyway = parent.code == COMPLETED
+            children, parent.dependents = parent.dependents, None
+            for child in children or ():
+                if child.code != WAITING:
                     continue
-                if not parent.options.keep_result:
-                    parent.takers += 1
-                    child.takes.append(parent)
-                if parent.state is TaskState.COMPLETED or child.options.trigger == "all_done":
-                    child.remaining -= 1
-                    if child.remaining == 0:
-                        self._make_ready(child)
+                if anyway or child.options.trigger == "all_done":
+                    self._one_less(child, parent)
                 else:
                     self._skip(child, parent, effects)
                     ended.append(child)
-            parent.dependents.clear()
+
+    def _one_less(self, child: Job, parent: Job) -> None:
+        if not parent.options.keep_result:
+            parent.takers += 1
+            child.takes += (parent,)
+        child.remaining -= 1
+        if not child.remaining:
+            self._make_ready(child)
 
     def _skip(self, job: Job, parent: Job, effects: Effects) -> None:
         cause = parent.cause()
         told = f"its dependency {parent.label} ended {parent.state}"
         error = TaskSkippedError(
-            f"task {job.label} was skipped: {told} ({short(cause) or parent.record.error or parent.record.reason}); retry {parent.task_id}",
+            f"task {job.label} was skipped: {told} ({short(cause) or parent.error or parent.reason}); retry {parent.task_id}",
             cause,
         )
-        parent.skipped.append(job.task_id)
-        self._close_job(job, TaskState.SKIPPED, told, None, error, {"error": short(error)}, effects)
+        parent.skipped += (job.task_id,)
+        job.error = short(error)
+        self._close_job(job, TaskState.SKIPPED, told, None, error, effects)
 
     def _close_job(
-        self,
-        job: Job,
-        state: TaskState,
-        reason: str,
-        value: Any,
-        error: BaseException | None,
-        changes: dict[str, Any],
-        effects: Effects,
+        self, job: Job, state: TaskState, reason: str, value: Any, error: BaseException | None, effects: Effects
     ) -> None:
-        self.ledger.move(job, state, reason, finished_seconds=self.clock.time(), **changes)
+        job.finished_seconds = self.clock.time()
+        self.ledger.move(job, CODES[state], reason)
         job.root_cause = error
-        for timer in (job.deadline, job.retry_timer):
-            if timer is not None:
-                timer.cancel()
-        self._drop_grant(job, effects)
-        for parent in job.dependencies:
-            self._lower(parent, job.level)
-        job.dependencies = []
-        for parent in job.takes:
-            parent.takers -= 1
-            if not parent.takers:
-                self._release(parent, effects)
-        job.takes = []
-        if hasattr(job.fn, "close") and job.record.attempt == 0 and isinstance(job.fn, Coroutine):
-            effects.append(job.fn.close)  # never started: nothing will await it
+        self._let_go(job, effects)
+        if job.attempts == 0 and isinstance(job.call[0], Coroutine):
+            effects.append(job.call[0].close)  # never started: nothing will await it
         if state is TaskState.COMPLETED:
-            job.fn, job.args, job.kwargs, job.variables = None, (), {}, contextvars.Context()
+            job.call, job.variables = NO_CALL, None
         task, job.task = job.task, None
         if task is not None:
             effects.append(functools.partial(self._settle, job, task, state, value, error))
 
+    def _let_go(self, job: Job, effects: Effects) -> None:
+        for timer in (job.deadline, job.retry_timer):
+            if timer is not None:
+                timer.cancel()
+        self._drop_grant(job, effects)
+        parents, job.dependencies = job.dependencies, ()
+        for parent in parents:
+            if parent.code < FIRST_TERMINAL:
+                self._lower(parent, job.level)
+        taken = job.takes
+        if taken:
+            job.takes = ()
+        for parent in taken:
+            parent.takers -= 1
+            task = parent.task_ref()
+            if not parent.takers and task is not None and task.done():
+                task._release()
+
     def _settle(self, job: Job, task: Task[Any], state: TaskState, value: Any, error: BaseException | None) -> None:
         # Called without the lock: done-callbacks are user code.
-        if state is TaskState.CANCELLED:
-            Future.cancel(task)
-            task.set_running_or_notify_cancel()
-        else:
-            settle(task, value, None if state is TaskState.COMPLETED else error)
+        task._settle(value, None if state is TaskState.COMPLETED else error, state is TaskState.CANCELLED)
         with self.lock:
-            if state is TaskState.COMPLETED and not job.options.keep_result and not job.takers:
-                task._release()
-            # From here the task itself holds it: an exception's traceback holds every frame's locals,
-            # and the book would hold them as long as the record.
-            job.root_cause = None
-            self._unsettled -= 1
-            if not self._unsettled:
-                self.quiet.set()
-                _output.end_routing()
+            self._after_settling(job, task)
+            self._settled(1)
 
-    def _release(self, job: Job, effects: Effects) -> None:
-        # The value of a task that is not to keep it: all that were to take it have ended.
-        task = job.task_ref()
-        if task is not None:
-            effects.append(task._release)
+    def _after_settling(self, job: Job, task: Task[Any]) -> None:
+        if job.released and not job.takers:
+            task._release()
+        # From here the task itself holds it: an exception's traceback holds every frame's locals,
+        # and the book would hold them as long as the record.
+        job.root_cause = None
+
+    def _settled(self, count: int) -> None:
+        self._unsettled -= count
+        if count and not self._unsettled:
+            self.quiet.set()
+            _output.end_routing()
 
     def _make_ready(self, job: Job) -> None:
-        job.ready_at = self.clock.monotonic()
-        self.ledger.move(job, TaskState.PENDING, ready_seconds=self.clock.time())
+        job.ready_at = self._monotonic()
+        job.ready_seconds = self._time()
+        self.ledger.move(job, PENDING)
         self.slots.push(job)
 
     def _drop_grant(self, job: Job, effects: Effects) -> None:
@@ -290,11 +359,13 @@ class Lives:
     # -- classes -----------------------------------------------------------------------------
 
     def _lend(self, job: Job, level: Priority) -> None:
+        if job.level >= level:
+            return
         stack = [job]
         now = self.clock.monotonic()
         while stack:
             item = stack.pop()
-            if item.level < level and not item.state.terminal:
+            if item.level < level and item.code < FIRST_TERMINAL:
                 item.level = level
                 self.slots.reprioritise(item, now)
                 stack += item.dependencies
@@ -302,14 +373,15 @@ class Lives:
 
     def _lower(self, job: Job, level: Priority) -> None:
         # Only who lent the highest class can have been the one that holds it up.
+        if job.code >= FIRST_TERMINAL or job.level is job.options.priority:
+            return
         stack = [job]
         now = self.clock.monotonic()
         while stack:
             item = stack.pop()
-            if item.state.terminal or item.level > level or item.level is item.options.priority:
+            if item.code >= FIRST_TERMINAL or item.level > level or item.level is item.options.priority:
                 continue
-            lenders = (other.level for other in (*item.dependents, *item.waiters) if not other.state.terminal)
-            due = max((item.options.priority, *lenders))
+            due = max((item.options.priority, *lenders(item)))
             if due < item.level:
                 item.level = due
                 self.slots.reprioritise(item, now)
@@ -320,13 +392,12 @@ class Lives:
         """Change a task's own class; return False if it has ended."""
         effects: Effects = []
         with self.lock:
-            if job.state.terminal:
+            if job.code >= FIRST_TERMINAL:
                 return False
             before = job.level
             job.options = replace(job.options, priority=priority)
-            self.ledger.touch(job, priority=priority)
-            lenders = (other.level for other in (*job.dependents, *job.waiters) if not other.state.terminal)
-            job.level = max((priority, *lenders))
+            self.ledger.touch(job)
+            job.level = max((priority, *lenders(job)))
             self.slots.reprioritise(job, self.clock.monotonic())
             for parent in (*job.dependencies, *job.waiting_on):
                 if job.level > before:
@@ -336,6 +407,11 @@ class Lives:
             self._dispatch(effects)
         perform(effects)
         return True
+
+
+def lenders(job: Job) -> list[Priority]:
+    """The classes of those that wait for a task."""
+    return [other.level for other in (*(job.dependents or ()), *job.waiters) if other.code < FIRST_TERMINAL]
 
 
 def perform(effects: Effects) -> None:
@@ -348,8 +424,7 @@ def short(error: BaseException | None) -> str:
     return "" if error is None else f"{type(error).__name__}: {error}"
 
 
-def described(error: BaseException | None) -> dict[str, Any]:
-    if error is None:
-        return {"error": "", "traceback": ""}
-    text = "".join(traceback.format_exception(error))
-    return {"error": short(error), "traceback": text[-TRACEBACK_KEPT:]}
+def describe(job: Job, error: BaseException | None) -> None:
+    """Write an error into a task's record."""
+    job.error = short(error)
+    job.traceback = "" if error is None else "".join(traceback.format_exception(error))[-TRACEBACK_KEPT:]

@@ -30,6 +30,37 @@ LEGAL: Mapping[TaskState, frozenset[TaskState]] = MappingProxyType(
 )
 
 
+#: The states by number: comparing and counting numbers costs a tenth of hashing members, a few times a task.
+STATES: tuple[TaskState, ...] = tuple(TaskState)
+CODES: Mapping[TaskState, int] = MappingProxyType({state: code for code, state in enumerate(STATES)})
+WAITING, PENDING, RUNNING, RETRY_WAIT, CANCELLING, COMPLETED = range(6)
+#: From this number on a state is terminal.
+FIRST_TERMINAL = COMPLETED
+#: ``LEGAL`` once more: bit ``t`` of ``MOVES[s]`` says whether ``s -> t`` is legal.
+MOVES: tuple[int, ...] = tuple(sum(1 << CODES[target] for target in LEGAL.get(state, ())) for state in STATES)
+KEPT_MOVES = (1 << 4 * 64) - 1
+
+
+def went(been: int, code: int) -> int:
+    """A history, four bits a state and the newest lowest, with one more state.
+
+    Examples
+    --------
+    >>> decoded(went(went(0, PENDING), RUNNING))
+    ['pending', 'running']
+    """
+    return (been << 4 | code + 1) & KEPT_MOVES
+
+
+def decoded(been: int) -> list[str]:
+    """The words of a history, the oldest first."""
+    words = []
+    while been:
+        words.append(STATES[(been & 15) - 1].value)
+        been >>= 4
+    return words[::-1]
+
+
 class Stop(enum.StrEnum):
     """Why an attempt was asked to stop."""
 

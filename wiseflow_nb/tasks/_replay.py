@@ -31,6 +31,6 @@ def retry_plan(jobs: Mapping[str, Job], task_id: str) -> list[Job]:
         found[job.task_id] = job
         stack += [jobs[item] for item in job.skipped if item in jobs and item not in found]
     for job in found.values():
-        if inspect.iscoroutine(job.fn):
+        if inspect.iscoroutine(job.call[0]):
             raise UsageError(f"task {job.label} was a coroutine object, which runs once; submit its function")
     return sorted(found.values(), key=lambda job: job.number)

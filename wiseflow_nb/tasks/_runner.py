@@ -1,4 +1,10 @@
-"""Runs one attempt: a plain call on this worker thread, a coroutine on the loop; then its cleanup."""
+"""Runs attempts: plain calls on a worker thread, coroutines on the loop; then their cleanup.
+
+A coroutine gets no asyncio task of its own. A *runner* is an asyncio task that takes one ready task
+after the other and drives its coroutine by hand, inside the context of its own, passing on whatever
+it waits for: so ``asyncio.current_task()``, time-outs and task groups work inside, and a coroutine
+that never waits costs neither a task nor a turn of the loop.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +12,60 @@ import asyncio
 import functools
 import inspect
 import time
+import types
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from wiseflow_nb.context import enter_task
 from wiseflow_nb.errors import UsageError
-from wiseflow_nb.records import TaskState
+from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.tasks import _cleanup
-from wiseflow_nb.tasks._graph import swapped
+from wiseflow_nb.tasks._graph import swapped, swapped_value
 from wiseflow_nb.tasks._job import Attempt, Job
-from wiseflow_nb.tasks._loop import StepTimer
+from wiseflow_nb.tasks._machine import COMPLETED
 from wiseflow_nb.tasks.task import Task
 
 if TYPE_CHECKING:
     from wiseflow_nb.tasks._scheduler import Scheduler
+
+#: After so long a runner lets the loop's other work have its turn, and a worker the pool's.
+SLICE_SECONDS = 0.002
+
+
+#: A step shorter than this counts its wall time as CPU time: it cannot have been off the CPU for longer.
+SHORT_SECONDS = 50e-6
+#: So old may the reading of the thread's CPU clock be that a longer step is measured against.
+STALE_SECONDS = 250e-6
+
+
+class CpuGauge:
+    """The CPU time of one step after the other on this thread.
+
+    The thread's CPU clock is a system call, which costs more than a small step itself; so it is read
+    after each longer step, and for short ones only as often as keeps the last reading fresh. A step's
+    figure is never more than its wall time, and at most ``STALE_SECONDS`` over what it really took.
+    """
+
+    __slots__ = ("_cpu", "_read", "wall")
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> float:
+        """A step begins after a pause; return the moment (monotonic seconds)."""
+        self._cpu = time.thread_time()
+        self.wall = self._read = time.monotonic()
+        return self.wall
+
+    def step(self) -> float:
+        """A step ends and the next begins; return the CPU seconds of the one that ended."""
+        now = time.monotonic()
+        spent = now - self.wall
+        self.wall = now
+        if spent >= SHORT_SECONDS or now - self._read > STALE_SECONDS:
+            before, self._cpu, self._read = self._cpu, time.thread_time(), now
+            return min(spent, self._cpu - before)
+        return spent
 
 
 class Runner:
@@ -28,94 +75,200 @@ class Runner:
         self._scheduler = scheduler
         # The loop itself holds its tasks weakly.
         self._drivers: set[asyncio.Task[None]] = set()
+        # A pool of ours has its own queue to serve in between; of others a call is a task.
+        self._stays = isinstance(scheduler.pool, ThreadPoolManager)
 
-    def run_call(self, job: Job, attempt: Attempt) -> None:
-        """Run a plain call on this thread, to its end."""
-        job.variables.copy().run(self._run_call, job, attempt)
+    # -- plain calls -----------------------------------------------------------------------------
 
-    def _run_call(self, job: Job, attempt: Attempt) -> None:
+    def run_calls(self, attempt: Attempt | None) -> None:
+        """Run a plain call on this thread, to its end, and further ones for a while."""
         scheduler = self._scheduler
-        enter_task(attempt.context)
-        started = scheduler.clock.monotonic()
-        cpu_started = time.thread_time_ns()
-        try:
-            args, kwargs = _with_results(job)
-            call = job.fn if job.record.kind != "process" else scheduler.processes.call(job.fn)
-            attempt.value = call(*args, **kwargs)
-            del args, kwargs
-            if inspect.iscoroutine(attempt.value):
-                attempt.value.close()
-                attempt.value = None
-                raise UsageError(f"task {job.record.name!r} returned a coroutine; submit it with kind='async'")
-        except BaseException as caught:  # noqa: BLE001  user code: recorded, and raised by the task's result
-            attempt.error = caught
-        attempt.asked = attempt.context.cancelled
-        attempt.cpu_seconds = (time.thread_time_ns() - cpu_started) / 1e9
-        attempt.cpu_source = "thread_time"
-        attempt.take_remote()
-        attempt.wall_seconds = scheduler.clock.monotonic() - started
-        if scheduler.code_ended(job, attempt):
-            watch = functools.partial(scheduler.watch_cleanup, job, attempt)
-            handlers = scheduler.cleanup_of(job, attempt)
-            failures = _cleanup.run_in_thread(handlers, scheduler.loop, watch)
-            scheduler.attempt_ended(job, attempt, [*attempt.failures, *failures])
+        gauge = CpuGauge()
+        until = gauge.wall + SLICE_SECONDS
+        owed = 0
+        while attempt is not None:
+            ended = attempt
+            variables = ended.job.variables
+            assert variables is not None
+            variables = variables.copy()
+            variables.run(_call, ended)
+            ended.asked = ended._token is not None and ended.cancelled
+            ended.cpu_seconds = gauge.step()
+            ended.cpu_source = "thread_time"
+            if ended.remote is not None:
+                ended.take_remote(ended.remote)
+            now = gauge.wall
+            attempt, unfinished = scheduler.next_call(ended, owed, now, stay=self._stays and now < until)
+            owed = not unfinished
+            if unfinished:
+                variables.run(self._clean, ended)
+        if owed:
+            scheduler.settled(owed)
 
-    def start_coroutine(self, job: Job, attempt: Attempt) -> None:
-        """Begin a coroutine; called on the loop."""
+    def _clean(self, attempt: Attempt) -> None:
+        scheduler = self._scheduler
+        watch = functools.partial(scheduler.watch_cleanup, attempt)
+        handlers = scheduler.cleanup_of(attempt)
+        failures = _cleanup.run_in_thread(handlers, scheduler.loop, watch)
+        scheduler.attempt_ended(attempt, [*attempt.failures, *failures])
+
+    # -- coroutines; called on the loop ------------------------------------------------------------
+
+    def start(self, count: int) -> None:
+        """Begin so many runners."""
         loop = asyncio.get_running_loop()
-        driver = loop.create_task(self._drive(job, attempt), name=job.record.name, context=job.variables.copy())
-        self._drivers.add(driver)
-        driver.add_done_callback(self._drivers.discard)
+        for _ in range(count):
+            self._keep(loop.create_task(self._run(), name="wiseflow-runner"))
 
     def stop_coroutine(self, attempt: Attempt) -> None:
-        """Cancel a coroutine that still runs; called on the loop, between its steps."""
+        """Cancel a coroutine that still runs, between its steps."""
         if attempt.driver is not None:
             attempt.driver.cancel()
 
-    async def _drive(self, job: Job, attempt: Attempt) -> None:
+    def _keep(self, driver: asyncio.Task[None]) -> None:
+        self._drivers.add(driver)
+        driver.add_done_callback(self._drivers.discard)
+
+    async def _run(self) -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        await self._drive(me)
+
+    @types.coroutine
+    def _drive(self, me: asyncio.Task[None]) -> Generator[Any, Any, None]:
         scheduler = self._scheduler
-        enter_task(attempt.context)
-        started = scheduler.clock.monotonic()
-        steps: StepTimer | None = None
-        # From here to where it is None again a cancel goes into the user's code, never into ours.
-        attempt.driver = asyncio.current_task()
+        gauge = CpuGauge()
+        until = gauge.wall + SLICE_SECONDS
+        attempt = scheduler.first_coroutine()
+        owed, fit = 0, True
+        while attempt is not None:
+            ended = attempt
+            variables = ended.job.variables
+            assert variables is not None
+            run = variables.copy().run
+            # From here to where it is None again a cancel goes into the user's code, never into ours.
+            ended.driver = me
+            try:
+                waited = run(_open, ended)
+                while True:
+                    ended.cpu_seconds += gauge.step()
+                    try:
+                        value = yield waited
+                    except GeneratorExit:
+                        # The loop is gone, and the task with it; nothing may be awaited any more.
+                        ended.coroutine.close()
+                        return
+                    except BaseException as caught:  # noqa: BLE001  belongs to the awaited code: thrown into it
+                        fit = fit and not isinstance(caught, asyncio.CancelledError)
+                        until = gauge.start() + SLICE_SECONDS
+                        waited = run(ended.coroutine.throw, caught)
+                    else:
+                        until = gauge.start() + SLICE_SECONDS
+                        waited = run(ended.coroutine.send, value)
+            except StopIteration as stop:
+                ended.value = stop.value
+            except BaseException as caught:  # noqa: BLE001  user code: recorded, and raised by the task's result
+                # Without this frame, which goes on and would keep alive whatever it holds by then.
+                ended.error = caught.with_traceback(caught.__traceback__ and caught.__traceback__.tb_next)
+            ended.driver = None
+            ended.asked = ended._token is not None and ended.cancelled
+            ended.cpu_seconds += gauge.step()
+            ended.cpu_source = "coroutine_steps"
+            now = gauge.wall
+            # A runner that was ever cancelled retires: a late cancel would hit the next task.
+            fit = fit and not me.cancelling() and not me._must_cancel  # type: ignore[attr-defined]
+            late = now > until
+            attempt, unfinished = scheduler.next_coroutine(ended, owed, now, stay=fit and not late, back=fit and late)
+            owed = not unfinished
+            if unfinished:
+                self._keep(asyncio.ensure_future(self._clean_coroutine(ended)))
+            if late and fit:
+                if owed:
+                    scheduler.settled(owed)
+                    owed = 0
+                try:
+                    yield None
+                except asyncio.CancelledError:
+                    fit = False  # the loop is being stopped
+                until = gauge.start() + SLICE_SECONDS
+                attempt = scheduler.first_coroutine()
+        if owed:
+            scheduler.settled(owed)
+
+    async def _clean_coroutine(self, attempt: Attempt) -> None:
+        scheduler = self._scheduler
+        enter_task(attempt)
+        handlers = scheduler.cleanup_of(attempt)
+        scheduler.attempt_ended(attempt, await _cleanup.run_on_loop(handlers))
+
+
+def _call(attempt: Attempt) -> None:
+    enter_task(attempt)
+    job = attempt.job
+    try:
+        args, kwargs = _arguments(job)
+        call = job.call[0]
+        if job.kind == "process" and job.task is not None:
+            call = job.task._scheduler.processes.call(call)
+        value = call(*args, **kwargs)
+        del args, kwargs
+        if type(value) is types.CoroutineType:
+            value.close()
+            raise UsageError(f"task {job.name!r} returned a coroutine; submit it with kind='async'")
+        attempt.value = value
+    except BaseException as caught:  # noqa: BLE001  user code: recorded, and raised by the task's result
+        attempt.error = caught
+
+
+def _open(attempt: Attempt) -> Any:
+    # Makes the coroutine and takes its first step, inside the task's own context.
+    enter_task(attempt)
+    job = attempt.job
+    made = job.call[0]
+    if attempt.cancelled:
+        if type(made) is types.CoroutineType:
+            made.close()
+        raise asyncio.CancelledError(attempt.token.reason)
+    if type(made) is not types.CoroutineType:
+        args, kwargs = _arguments(job)
         try:
-            if attempt.context.cancelled:
-                if inspect.iscoroutine(job.fn):
-                    job.fn.close()
-                raise asyncio.CancelledError(attempt.context.token.reason)
-            steps = StepTimer(_awaitable(job))
-            attempt.value = await steps
-        except BaseException as caught:  # noqa: BLE001  user code: recorded, and raised by the task's result
-            attempt.error = caught
-        attempt.driver = None
-        attempt.asked = attempt.context.cancelled
-        attempt.cpu_seconds = 0.0 if steps is None else steps.cpu_ns / 1e9
-        attempt.cpu_source = "coroutine_steps"
-        attempt.wall_seconds = scheduler.clock.monotonic() - started
-        if scheduler.code_ended(job, attempt):
-            handlers = scheduler.cleanup_of(job, attempt)
-            scheduler.attempt_ended(job, attempt, await _cleanup.run_on_loop(handlers))
+            made = made(*args, **kwargs)
+        except StopIteration as error:  # else it would look like the end of a coroutine
+            raise RuntimeError(f"task {job.name!r} raised StopIteration") from error
+        if type(made) is not types.CoroutineType:
+            if not inspect.isawaitable(made):
+                raise UsageError(f"task {job.name!r} has kind='async' but returned {type(made).__name__}, no awaitable")
+            made = _awaited(made)
+    attempt.coroutine = made
+    return made.send(None)
 
 
-def _awaitable(job: Job) -> Any:
-    if inspect.iscoroutine(job.fn):
-        return job.fn
-    args, kwargs = _with_results(job)
-    made = job.fn(*args, **kwargs)
-    if not inspect.isawaitable(made):
-        raise UsageError(f"task {job.record.name!r} has kind='async' but returned {type(made).__name__}, no awaitable")
-    return made
+async def _awaited(made: Any) -> Any:
+    return await made
 
 
-def _with_results(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return swapped(job.args, job.kwargs, _result_of)
+def _arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    _, args, kwargs = job.call
+    if not job.parents:
+        return args, kwargs
+    if kwargs:
+        return swapped(args, kwargs, _result_of)
+    taken = [
+        # The common case without a call: it has completed, and its value is there.
+        (value._result if value._end and value._job.code == COMPLETED else _result_of(value))
+        if type(value) is Task
+        else swapped_value(value, _result_of)
+        for value in args
+    ]
+    return tuple(taken), kwargs
 
 
 def _result_of(task: Task[Any]) -> Any:
     # With trigger="all_done" a dependency may have ended otherwise: then the task itself is handed
     # over. Not Task.result: on the loop that refuses to wait, and here there is at most a moment to
     # wait, between the transition that made this task ready and the settling that follows it.
-    if task.state is not TaskState.COMPLETED:
+    if task._job.code != COMPLETED:
         return task
-    return super(Task, task).result()
+    if not task._end:
+        task._wait(None)
+    return task._value()

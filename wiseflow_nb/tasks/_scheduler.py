@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextvars
 import functools
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 from wiseflow_nb.clock import Clock
-from wiseflow_nb.context import TaskContext
 from wiseflow_nb.errors import (
     DependencyError,
     PoolClosedError,
@@ -27,14 +25,14 @@ from wiseflow_nb.errors import (
 from wiseflow_nb.futures import settle
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.pool._process import ProcessWorkers
-from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
+from wiseflow_nb.records import NAN, Priority, TaskState
 from wiseflow_nb.tasks import _output, _waiting
 from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
 from wiseflow_nb.tasks._ledger import OnChange
-from wiseflow_nb.tasks._lives import Lives, described, perform, short
+from wiseflow_nb.tasks._lives import Lives, describe, perform, short
 from wiseflow_nb.tasks._loop import TaskLoop
-from wiseflow_nb.tasks._machine import Stop
+from wiseflow_nb.tasks._machine import CANCELLING, COMPLETED, FIRST_TERMINAL, PENDING, RUNNING, WAITING, Stop
 from wiseflow_nb.tasks._options import TaskOptions
 from wiseflow_nb.tasks._runner import Runner
 from wiseflow_nb.tasks._timer import TimerHandle
@@ -82,7 +80,7 @@ class Scheduler(Lives):
         *,
         kind: str,
         name: str,
-        needed: list[Task[Any]],
+        needed: list[Task[Any]] | None,
         retry_of: str = "",
     ) -> Task[Any]:
         """Enter a task; ``needed`` are the tasks among its arguments."""
@@ -92,69 +90,82 @@ class Scheduler(Lives):
         with self.lock:
             if self.closed:
                 raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
-            task_id = f"{self._prefix}{self._numbers + 1}"
-            parents = self._parents(task_id, (*needed, *options.dependencies))
-            self._numbers += 1
-            now = self.clock.monotonic()
-            failed = next((job for job in parents if job.state.terminal and job.state is not TaskState.COMPLETED), None)
-            skip = failed if options.trigger == "all_completed" else None
-            unfinished = [job for job in parents if not job.state.terminal]
-            record = TaskRecord(
-                task_id,
-                name,
-                TaskState.WAITING if unfinished or skip else TaskState.PENDING,
-                options.priority,
-                kind,
-                max_attempts=options.retry.times + 1,
-                created_seconds=self.clock.time(),
-                dependencies=tuple(job.task_id for job in parents),
-                tags=options.tags,
-                retry_of=retry_of,
-            )
-            job = Job(self._numbers, record, options, call, task, variables)
-            task._job = job
-            self._unsettled += 1
-            if self.quiet.is_set():
+            number = self._numbers + 1
+            task_id = f"{self._prefix}{number}"
+            parents: list[Job] = []
+            if needed or options.dependencies:
+                parents = self._parents(task_id, [*(needed or ()), *options.dependencies])
+            self._numbers = number
+            task._job = job = Job(number, task_id, name, PENDING, kind, options, call, task, variables)
+            job.created_seconds = self._time()
+            if retry_of:
+                job.retry_of = retry_of
+            if not self._unsettled:
                 self.quiet.clear()
                 _output.begin_routing()
-            if record.state is TaskState.PENDING:
-                job.ready_at = now
-                job.record = replace(record, ready_seconds=record.created_seconds)
-            self.ledger.born(job)
-            if skip is not None:
-                self._skip(job, skip, effects)
-            else:
-                job.remaining = len(unfinished)
-                job.dependencies = unfinished
-                for parent in unfinished:
-                    parent.dependents.append(job)
-                    self._lend(parent, job.level)
-                if options.deadline is not None:
-                    job.deadline = self.timers.at(now + options.deadline, functools.partial(self.deadline_due, job))
-                if not unfinished:
-                    self.slots.push(job)
-                self._dispatch(effects)
-        perform(effects)
+            self._unsettled += 1
+            if not parents or not self._enter_behind(job, parents, effects):
+                job.ready_at = self._monotonic()
+                job.ready_seconds = job.created_seconds
+                self.ledger.born(job)
+                self.slots.push(job)
+            if options.deadline is not None and job.code < FIRST_TERMINAL:
+                due = self._monotonic() + options.deadline
+                job.deadline = self.timers.at(due, functools.partial(self.deadline_due, job))
+            self._dispatch(effects)
+        if effects:
+            perform(effects)
         return task
 
-    def _parents(self, task_id: str, needed: tuple[Task[Any] | str, ...]) -> list[Job]:
-        parents: dict[str, Job] = {}
+    def _enter_behind(self, job: Job, parents: list[Job], effects: Effects) -> bool:
+        # Enter a task that has dependencies; return False if it is ready all the same.
+        job.parents = tuple([parent.task_id for parent in parents])
+        unfinished = []
+        failed = None
+        for parent in parents:
+            if parent.code < FIRST_TERMINAL:
+                unfinished.append(parent)
+            elif parent.code != COMPLETED and failed is None:
+                failed = parent
+        if failed is not None and job.options.trigger == "all_completed":
+            job.code = WAITING
+            self.ledger.born(job)
+            self._skip(job, failed, effects)
+            return True
+        if not unfinished:
+            return False
+        job.code = WAITING
+        self.ledger.born(job)
+        job.remaining = len(unfinished)
+        job.dependencies = tuple(unfinished)
+        level = job.level
+        for parent in unfinished:
+            if parent.dependents is None:
+                parent.dependents = [job]
+            else:
+                parent.dependents.append(job)
+            if parent.level < level:
+                self._lend(parent, level)
+        return True
+
+    def _parents(self, task_id: str, needed: Iterable[Task[Any] | str]) -> list[Job]:
+        parents: dict[int, Job] = {}
         for item in needed:
-            if isinstance(item, Task):
+            if type(item) is Task:
+                job: Job | None = item._job
                 if item._scheduler is not self:
                     raise DependencyError(f"{item!r} belongs to another manager; submit both to the same one")
-                job: Job | None = item._job
+                if item._job.code == COMPLETED and item._job.released:
+                    raise DependencyError(
+                        f"{task_id} -> {item.id}: its result was released (keep_result=False); submit this before it ends"
+                    )
             elif item == task_id:
                 raise DependencyError(f"a task cannot depend on itself: {task_id} -> {task_id}; leave it out")
             else:
-                job = self.ledger.jobs.get(item)
+                job = self.ledger.jobs.get(str(item))
             if job is None:
                 raise DependencyError(f"{task_id} -> {item}: there is no task {item!r}; give a Task or a known id")
-            if isinstance(item, Task) and job.released:
-                raise DependencyError(
-                    f"{task_id} -> {job.task_id}: its result was released (keep_result=False); submit this before it ends"
-                )
-            parents[job.task_id] = job
+            parents[job.number] = job
         return list(parents.values())
 
     def stop_listening(self) -> None:
@@ -176,21 +187,115 @@ class Scheduler(Lives):
         return self.pool.target if isinstance(self.pool, ThreadPoolManager) else UNBOUNDED
 
     def _dispatch(self, effects: Effects) -> None:
-        for grant in self.slots.grants():
-            effects.append(functools.partial(settle, grant))
-        while (job := self.slots.start_next(self.clock.monotonic())) is not None:
-            if job.record.kind == "async":
-                attempt = self._begin(job)
-                effects.append(functools.partial(self.loop.call, self.runner.start_coroutine, job, attempt))
-            else:
+        slots = self.slots
+        if slots.returning:
+            for grant in slots.grants():
+                effects.append(functools.partial(settle, grant))
+        free = slots.limit - slots.held - slots.tickets
+        if free <= 0 or not slots.ready_count or (free <= slots.coming and not slots.mixed):
+            return
+        now = self._monotonic()
+        while (job := slots.next_ticket(now)) is not None:
+            if slots.sent < slots.tickets:
+                slots.sent += 1
                 effects.append(functools.partial(self._send_ticket, job.level, effects))
-        if self.slots.hold_reason and self._recheck is None:
-            self._recheck = self.timers.at(self.clock.monotonic() + RECHECK_SECONDS, self._look_again)
+        wanted = slots.runners_wanted(now)
+        if wanted:
+            slots.coming += wanted
+            effects.append(functools.partial(self.loop.call, self.runner.start, wanted))
+        if slots.hold_reason and self._recheck is None:
+            self._recheck = self.timers.at(now + RECHECK_SECONDS, self._look_again)
 
     def _look_again(self) -> None:
         with self.lock:
             self._recheck = None
         self.wake()
+
+    def _begin(self, job: Job, now: float) -> Attempt:
+        # The one place where an attempt comes to be.
+        job.attempt = attempt = Attempt(job, job.attempts + 1, now)
+        job.attempts = attempt.attempt
+        job.started_seconds = self._time()
+        job.queue_seconds = now - job.ready_at
+        if attempt.attempt > 1:
+            job.finished_seconds = job.progress = NAN
+            job.progress_text = ""
+        self.ledger.move(job, RUNNING)
+        if job.options.timeout is not None:
+            due = now + job.options.timeout
+            attempt.timer = self.timers.at(due, functools.partial(self.timeout_due, attempt))
+        return attempt
+
+    # -- coroutines: called by a runner, on the loop -------------------------------------------
+
+    def first_coroutine(self, owed: int = 0) -> Attempt | None:
+        """A runner that was called for has come: return what it is to run."""
+        effects: Effects = []
+        with self.lock:
+            self.slots.coming -= 1
+            attempt = self._next_coroutine(self._monotonic(), owed, effects)
+        perform(effects)
+        return attempt
+
+    def next_coroutine(
+        self, ended: Attempt, owed: int, now: float, *, stay: bool, back: bool
+    ) -> tuple[Attempt | None, bool]:
+        """The code of a runner's attempt has ended.
+
+        Parameters
+        ----------
+        now
+            The machine's monotonic time.
+        owed
+            How many tasks this runner has settled whose end is not counted yet.
+        stay
+            Whether the runner takes another task at once.
+        back
+            Whether it will come back for one (``first_coroutine``) after others had their turn.
+
+        Returns
+        -------
+        tuple
+            What it is to run next, and whether ``ended`` still has to be cleaned up and concluded.
+        """
+        effects: Effects = []
+        attempt = None
+        with self.lock:
+            if not self.machine_time:
+                now = self._monotonic()
+            task = self._code_ended(ended, now, effects)
+            if back:
+                self.slots.coming += 1
+            if stay:
+                attempt = self._next_coroutine(now, owed, effects)
+            else:
+                self._settled(owed)
+                self._dispatch(effects)
+        if task is not None and (task._made is not None or not ended.job.options.keep_result):
+            self._announce(ended, task)
+        if effects:
+            perform(effects)
+        return attempt, task is None
+
+    def _announce(self, ended: Attempt, task: Task[Any]) -> None:
+        # Without the lock: done-callbacks are user code.
+        task._settle(ended.value, None)
+        if not ended.job.options.keep_result:
+            with self.lock:
+                self._after_settling(ended.job, task)
+
+    def _next_coroutine(self, now: float, owed: int, effects: Effects) -> Attempt | None:
+        if owed:
+            self._settled(owed)
+        slots = self.slots
+        if slots.returning:
+            self._dispatch(effects)
+        job = slots.take_coroutine(now)
+        if job is None or slots.mixed:
+            self._dispatch(effects)
+        return None if job is None else self._begin(job, now)
+
+    # -- plain calls: a ticket, taken up on a worker of the pool ---------------------------------
 
     def _send_ticket(self, level: Priority, effects: Effects) -> None:
         # Called without the lock.
@@ -212,43 +317,48 @@ class Scheduler(Lives):
 
     def _ticket_lost(self, error: BaseException, effects: Effects) -> None:
         with self.lock:
-            job = self.slots.redeem(self.clock.monotonic())
+            now = self._monotonic()
+            self.slots.sent -= 1
+            job = self.slots.redeem(now)
             if job is not None:
-                attempt = self._begin(job)
+                attempt = self._begin(job, now)
                 attempt.error, attempt.ended = error, True
-                self._conclude(job, attempt, TaskState.FAILED, [], effects)
+                self._conclude(attempt, TaskState.FAILED, [], effects)
             self._dispatch(effects)
 
     def _take_ticket(self) -> None:
         # Called without the lock, on a worker of the pool.
         effects: Effects = []
         with self.lock:
-            job = self.slots.redeem(self.clock.monotonic())
-            attempt = None if job is None else self._begin(job)
-            if job is None:
-                self._dispatch(effects)
+            self.slots.sent -= 1
+            attempt = self._next_call(self._monotonic(), effects)
         perform(effects)
-        if job is not None and attempt is not None:
-            self.runner.run_call(job, attempt)
+        if attempt is not None:
+            self.runner.run_calls(attempt)
 
-    def _begin(self, job: Job) -> Attempt:
-        number = job.record.attempt + 1
-        now = self.clock.monotonic()
-        progress = functools.partial(self.progressed, job, number)
-        attempt = Attempt(number, TaskContext(job.task_id, job.record.name, number, on_progress=progress))
-        job.attempt = attempt
-        self.ledger.move(
-            job,
-            TaskState.RUNNING,
-            attempt=number,
-            started_seconds=self.clock.time(),
-            queue_seconds=now - job.ready_at,
-            progress=NAN,
-            progress_text="",
-        )
-        if job.options.timeout is not None:
-            due = now + job.options.timeout
-            attempt.timer = self.timers.at(due, functools.partial(self.timeout_due, job, attempt))
+    def next_call(self, ended: Attempt, owed: int, now: float, *, stay: bool) -> tuple[Attempt | None, bool]:
+        """The code of a worker's attempt has ended; as ``next_coroutine``, for plain calls."""
+        effects: Effects = []
+        attempt = None
+        with self.lock:
+            if not self.machine_time:
+                now = self._monotonic()
+            task = self._code_ended(ended, now, effects)
+            if owed:
+                self._settled(owed)
+            self._dispatch(effects)
+            if stay and task is not None and self.slots.tickets:
+                attempt = self._next_call(now, effects)
+        if task is not None and (task._made is not None or not ended.job.options.keep_result):
+            self._announce(ended, task)
+        if effects:
+            perform(effects)
+        return attempt, task is None
+
+    def _next_call(self, now: float, effects: Effects) -> Attempt | None:
+        job = self.slots.redeem(now)
+        attempt = None if job is None else self._begin(job, now)
+        self._dispatch(effects)
         return attempt
 
     # -- time --------------------------------------------------------------------------------
@@ -262,9 +372,10 @@ class Scheduler(Lives):
                 self._dispatch(effects)
         perform(effects)
 
-    def timeout_due(self, job: Job, attempt: Attempt) -> None:
+    def timeout_due(self, attempt: Attempt) -> None:
         """An attempt has run as long as it may."""
         effects: Effects = []
+        job = attempt.job
         with self.lock:
             # Its code may have ended already, and only its cleanup still run.
             if job.attempt is attempt and job.state is TaskState.RUNNING and not attempt.ended:
@@ -282,17 +393,19 @@ class Scheduler(Lives):
             elif not job.state.terminal:
                 self.slots.discard(job)
                 error = TaskTimeoutError(f"task {job.label} was not done by its deadline of {job.options.deadline:g} s")
-                changes = described(error)
-                self._finish(job, TaskState.TIMED_OUT, effects, reason="deadline passed", error=error, changes=changes)
+                describe(job, error)
+                self._finish(job, TaskState.TIMED_OUT, effects, reason="deadline passed", error=error)
                 self._dispatch(effects)
         perform(effects)
 
-    def progressed(self, job: Job, number: int, fraction: float, text: str) -> None:
+    def progressed(self, attempt: Attempt, fraction: float, text: str) -> None:
         """A running attempt tells how far it is."""
+        job = attempt.job
         with self.lock:
-            if job.record.attempt == number and job.attempt is not None:
-                job.attempt.progress_at = self.clock.time()
-                self.ledger.touch(job, progress=fraction, progress_text=text)
+            if job.attempt is attempt:
+                attempt.progress_at = self._time()
+                job.progress, job.progress_text = fraction, text
+                self.ledger.touch(job)
 
     # -- cancel ------------------------------------------------------------------------------
 
@@ -306,7 +419,7 @@ class Scheduler(Lives):
         return accepted
 
     def _cancel(self, job: Job, reason: str, effects: Effects) -> bool:
-        if job.state.terminal:
+        if job.code >= FIRST_TERMINAL:
             return job.state is TaskState.CANCELLED
         if job.attempt is not None:
             self._ask_to_stop(job, job.attempt, Stop.CANCEL, reason, effects)
@@ -321,13 +434,14 @@ class Scheduler(Lives):
         if attempt.asked_at != attempt.asked_at:
             attempt.asked_at = self.clock.time()
         if job.state is TaskState.RUNNING:
-            self.ledger.move(job, TaskState.CANCELLING, reason)
+            self.ledger.move(job, CANCELLING, reason)
         else:
-            self.ledger.touch(job, reason=reason)
+            job.reason = reason
+            self.ledger.touch(job)
         if not attempt.ended:
-            attempt.context.token.cancel(reason)
+            attempt.token.cancel(reason)
         self._drop_grant(job, effects)
-        if job.record.kind == "async":
+        if job.kind == "async":
             effects.append(functools.partial(self.loop.call, self.runner.stop_coroutine, attempt))
 
     def _abandon(self, job: Job, effects: Effects) -> None:
@@ -336,14 +450,12 @@ class Scheduler(Lives):
             return
         if job.state is TaskState.RUNNING:
             self._ask_to_stop(job, attempt, Stop.CANCEL, "shutdown", effects)
-        if attempt.timer is not None:
-            attempt.timer.cancel()
-        job.attempt = None
-        self.slots.release(job)
+        self._leave(attempt)
         error = TaskAbandonedError(
             f"task {job.label} was still running when its manager closed; let it check_cancelled()"
         )
-        self._finish(job, TaskState.ABANDONED, effects, reason="shutdown", error=error, changes={"error": short(error)})
+        job.error = short(error)
+        self._finish(job, TaskState.ABANDONED, effects, reason="shutdown", error=error)
 
     # -- waiting (see _waiting) --------------------------------------------------------------
 

@@ -36,6 +36,7 @@ class Timers:
         self._unlisten: Callable[[], None] | None = None if listen is None else listen(self.run_due)
         self._lock = threading.Lock()
         self._heap: list[tuple[float, int, TimerHandle]] = []
+        self._tidy_at = 1024
         self._order = itertools.count()
         self._news = threading.Event()
         self._thread: threading.Thread | None = None
@@ -47,6 +48,11 @@ class Timers:
         with self._lock:
             if self._closed:
                 return handle
+            if len(self._heap) >= self._tidy_at:
+                # A time-out that was not needed would otherwise stay until it is due.
+                self._heap = [entry for entry in self._heap if entry[2].callback is not None]
+                heapq.heapify(self._heap)
+                self._tidy_at = max(1024, 2 * len(self._heap))
             heapq.heappush(self._heap, (due_seconds, next(self._order), handle))
             if self._unlisten is None and self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)

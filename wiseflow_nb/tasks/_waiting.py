@@ -84,8 +84,8 @@ def _park(scheduler: Scheduler, task: Task[Any]) -> tuple[Job, Attempt] | None:
         if path is not None:
             told = " -> ".join(item.task_id for item in [job, *path])
             raise DependencyError(f"waiting here would never end, each waits for the next: {told}; wait elsewhere")
-        job.waiting_on.append(target)
-        target.waiters.append(job)
+        job.waiting_on += (target,)
+        target.waiters += (job,)
         scheduler._lend(target, job.level)
         job.wait_depth += 1
         if job.wait_depth == 1:
@@ -99,8 +99,8 @@ def _unpark(scheduler: Scheduler, job: Job, attempt: Attempt, target: Job) -> Fu
     effects: Effects = []
     grant: Future[None] | None = None
     with scheduler.lock:
-        job.waiting_on.remove(target)
-        target.waiters.remove(job)
+        job.waiting_on = _without(job.waiting_on, target)
+        target.waiters = _without(target.waiters, job)
         scheduler._lower(target, job.level)
         job.wait_depth -= 1
         # What was asked to stop unwinds without a slot: waiting for one would hold the stop up.
@@ -113,3 +113,9 @@ def _unpark(scheduler: Scheduler, job: Job, attempt: Attempt, target: Job) -> Fu
 
 def _unfinished(job: Job) -> list[Job]:
     return [item for item in (*job.dependencies, *job.waiting_on) if not item.state.terminal]
+
+
+def _without(jobs: tuple[Job, ...], gone: Job) -> tuple[Job, ...]:
+    # One of them: a task may wait for another several times at once.
+    at = jobs.index(gone)
+    return jobs[:at] + jobs[at + 1 :]

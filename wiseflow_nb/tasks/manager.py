@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
+import types
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
+from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
@@ -18,9 +21,10 @@ from wiseflow_nb.records import Priority, TaskRecord
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._cleanup import Registered
 from wiseflow_nb.tasks._closing import MODES, close_scheduler
+from wiseflow_nb.tasks._frame import TaskFrame
 from wiseflow_nb.tasks._graph import referenced, swapped
 from wiseflow_nb.tasks._job import Job
-from wiseflow_nb.tasks._ledger import OnChange, records_frame
+from wiseflow_nb.tasks._ledger import OnChange
 from wiseflow_nb.tasks._loop import HostLoop, LoopThread, TaskLoop
 from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions, kind_of
 from wiseflow_nb.tasks._replay import retry_plan
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+DEFAULTS = TaskOptions()
 #: What ``shutdown("now")`` gives running code to stop, in seconds, when it is not told.
 NOW_SECONDS = 5.0
 
@@ -116,6 +121,8 @@ class TaskManager:
             id_prefix=id_prefix,
         )
         self._clock = clock
+        self._frame = TaskFrame()
+        self._frame_lock = threading.Lock()
 
     # -- submitting --------------------------------------------------------------------------
 
@@ -138,7 +145,7 @@ class TaskManager:
         DependencyError
             If a dependency is unknown, the task's own, or another manager's.
         """
-        return self._submit(fn, args, kwargs, TaskOptions())
+        return self._submit(fn, args, kwargs, DEFAULTS)
 
     def options(self, **options: Any) -> TaskView:
         """Return a light view that submits with these options.
@@ -264,9 +271,13 @@ class TaskManager:
     def _submit(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions, retry_of: str = ""
     ) -> Task[Any]:
-        kind = kind_of(fn, args, kwargs, options)
-        name = options.name or getattr(fn, "__qualname__", None) or type(fn).__name__
-        needed = referenced(args, kwargs)
+        if type(fn) is types.FunctionType and options.kind == "auto":
+            kind = "async" if fn.__code__.co_flags & CO_COROUTINE else "thread"
+            name = options.name or fn.__qualname__
+        else:
+            kind = kind_of(fn, args, kwargs, options)
+            name = options.name or getattr(fn, "__qualname__", None) or type(fn).__name__
+        needed = referenced(args, kwargs) if args or kwargs else None
         call = (fn, args, kwargs)
         return self._scheduler.submit(call, options, kind=kind, name=name, needed=needed, retry_of=retry_of)
 
@@ -300,12 +311,13 @@ class TaskManager:
             return renewed.get(task.id, task)
 
         for job in plan:
-            args, kwargs = swapped(job.args, job.kwargs, renew)
+            fn, args, kwargs = job.call
+            args, kwargs = swapped(args, kwargs, renew)
             needed = tuple(
                 renew(item) if isinstance(item, Task) else renewed.get(item, item) for item in job.options.dependencies
             )
             options = replace(job.options, dependencies=needed)
-            renewed[job.task_id] = self._submit(job.fn, args, kwargs, options, retry_of=job.task_id)
+            renewed[job.task_id] = self._submit(fn, args, kwargs, options, retry_of=job.task_id)
         return renewed[task_id]
 
     def set_max_concurrent(self, count: int) -> None:
@@ -455,9 +467,16 @@ class TaskManager:
 
         pandas is imported by the first call.
         """
-        with self._scheduler.lock:
-            rows = [job.record for job in self._scheduler.ledger.jobs.values()]
-        return records_frame(rows)
+        with self._frame_lock:
+            with self._scheduler.lock:
+                jobs = self._scheduler.ledger.jobs
+                changed = [*self._scheduler.ledger.changed(self._frame.rev)][::-1]
+                records = [job.record for job in changed]
+                count = len(jobs)
+                # The ids are needed where some have gone; else their number says that all are there.
+                new = sorted((job.number, job.task_id) for job in changed if not self._frame.has(job.task_id))
+                known = jobs.keys() if len(self._frame) + len(new) == count else set(jobs)
+            return self._frame.patched(records, [task_id for _, task_id in new], known, count)
 
     def _find(self, task_id: str) -> Job | None:
         return self._scheduler.ledger.jobs.get(task_id)

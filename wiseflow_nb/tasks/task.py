@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+import threading
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from wiseflow_nb.errors import TaskCancelledError
 from wiseflow_nb.records import TaskRecord, TaskState
+from wiseflow_nb.tasks._machine import CANCELLING, RUNNING, STATES
 
 if TYPE_CHECKING:
     from wiseflow_nb.tasks._job import Job
     from wiseflow_nb.tasks._scheduler import Scheduler
 
 T = TypeVar("T")
+
+logger = logging.getLogger("wiseflow_nb.tasks")
+# The standard library's own words for a future's state: ``wait`` and ``as_completed`` look for them.
+_PENDING, _RUNNING, _CANCELLED, _FINISHED = "PENDING", "RUNNING", "CANCELLED_AND_NOTIFIED", "FINISHED"
+_making = threading.Lock()
 
 
 class Task(Future[T]):
@@ -32,25 +40,57 @@ class Task(Future[T]):
     (1024, <TaskState.COMPLETED: 'completed'>)
     """
 
+    # Most tasks are never waited for by a thread: what the standard library's future makes for each
+    # (a condition, two lists) is made by the first that asks. The order of the stores is what makes
+    # that safe: who settles writes the end first and looks for a condition after it; who waits makes
+    # the condition first and looks for the end after it.
+    _made: threading.Condition | None = None
+    _watchers: list[Any] | None = None
+    _callbacks: list[Callable[[Any], object]] | None = None
+    #: The standard library's word for the end, empty until then.
+    _end = ""
+    _result: T | None = None
+    _exception: BaseException | None = None
+
     def __init__(self, scheduler: Scheduler) -> None:
-        super().__init__()
         self._scheduler = scheduler
         self._job: Job
 
     @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        made = self._made
+        if made is None:
+            with _making:
+                made = self._made
+                if made is None:
+                    made = self._made = threading.Condition()
+        return made
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        # Read by ``wait`` and ``as_completed`` of the standard library, under the condition.
+        if self._watchers is None:
+            self._watchers = []
+        return self._watchers
+
+    @property
+    def _state(self) -> str:  # type: ignore[override]
+        return self._end or (_RUNNING if self.running() else _PENDING)
+
+    @property
     def id(self) -> str:
         """The task's id, unique within its manager."""
-        return self._job.record.task_id
+        return self._job.task_id
 
     @property
     def name(self) -> str:
         """The task's name: the option, else the function's."""
-        return self._job.record.name
+        return self._job.name
 
     @property
     def state(self) -> TaskState:
         """Where the task is in its life."""
-        return self._job.record.state
+        return STATES[self._job.code]
 
     def record(self) -> TaskRecord:
         """What is known of the task now."""
@@ -66,7 +106,7 @@ class Task(Future[T]):
 
     def running(self) -> bool:
         """Whether the task's code runs now (also while it was asked to stop)."""
-        return self.state in (TaskState.RUNNING, TaskState.CANCELLING)
+        return self._job.code in (RUNNING, CANCELLING)
 
     def result(self, timeout: float | None = None) -> T:
         """Wait for the task and return its value; inside another task, that one's slot is free meanwhile.
@@ -81,34 +121,107 @@ class Task(Future[T]):
             If it did not end within ``timeout`` seconds.
         """
         try:
-            with self._scheduler.waiting(self):
-                return super().result(timeout)
+            if not self._end:
+                with self._scheduler.waiting(self):
+                    self._wait(timeout)
+            return self._value()
         except CancelledError:
             raise self._as_cancelled() from None
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the task and return what it raised, or None; waits like ``result``."""
         try:
-            with self._scheduler.waiting(self):
-                return super().exception(timeout)
+            if not self._end:
+                with self._scheduler.waiting(self):
+                    self._wait(timeout)
+            if self._end is _CANCELLED:
+                raise CancelledError
+            return self._exception
         except CancelledError:
             raise self._as_cancelled() from None
 
+    def done(self) -> bool:
+        """Whether the task has ended and its result can be had."""
+        return bool(self._end)
+
+    def cancelled(self) -> bool:
+        """Whether the task ended CANCELLED."""
+        return self._end is _CANCELLED
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Call ``fn(task)`` when the task has ended, at once if it has; on the thread that ends it."""
+        with self._condition:
+            if not self._end:
+                if self._callbacks is None:
+                    self._callbacks = []
+                self._callbacks.append(fn)
+                return
+        _call(fn, self)
+
+    def _settle(self, value: Any, error: BaseException | None, cancelled: bool = False) -> None:
+        # Once a task, by whoever made the last transition, without the manager's lock.
+        self._result, self._exception = value, error
+        self._end = _CANCELLED if cancelled else _FINISHED
+        made = self._made
+        if made is None:
+            return
+        with made:
+            for watcher in self._watchers or ():
+                if cancelled:
+                    watcher.add_cancelled(self)
+                elif error is not None:
+                    watcher.add_exception(self)
+                else:
+                    watcher.add_result(self)
+            made.notify_all()
+            callbacks, self._callbacks = self._callbacks, None
+        for fn in callbacks or ():
+            _call(fn, self)
+
+    def _finish(self, value: T) -> None:
+        # The first half of ``_settle``; whoever waits already is told by the whole of it.
+        self._result = value
+        self._end = _FINISHED
+
+    def _value(self) -> T:
+        # What the standard library's ``result`` does, for a task that has ended.
+        if self._end is _CANCELLED:
+            raise CancelledError
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                # The traceback holds this frame, and with it the task and all its error's frames.
+                del self
+        return cast(T, self._result)
+
     def _release(self) -> None:
         # Waiting and ``done()`` go on working; the value is gone.
-        with self._condition:
-            self._result: T | None = None
+        self._result = None
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self._scheduler.awaited(self).__await__()
 
+    def _wait(self, timeout: float | None) -> None:
+        condition = self._condition
+        with condition:
+            if not self._end:
+                condition.wait(timeout)
+        if not self._end:
+            raise TimeoutError(f"task {self.name!r} ({self.id}) has not ended within {timeout} s")
+
     def _as_cancelled(self) -> BaseException:
-        if not self.cancelled():  # a value of the task's own: its code raised it
-            error = super().exception(0)
-            if error is not None:
-                return error
-        reason = self._job.record.reason or "cancelled"
+        if not self.cancelled() and self._exception is not None:  # its own code raised it
+            return self._exception
+        reason = self._job.reason or "cancelled"
         return TaskCancelledError(f"task {self.name!r} ({self.id}) did not run to its end: {reason}")
 
     def __repr__(self) -> str:
         return f"<Task {self.id} {self.name!r} {self.state}>"
+
+
+def _call(fn: Callable[[Any], object], task: Task[Any]) -> None:
+    try:
+        fn(task)
+    except Exception:  # the caller's callback: logged, as the standard library does, and the next one is called
+        logger.exception("a callback of %r failed", task)
