@@ -134,6 +134,23 @@ def test_a_monotonic_clock_that_stands_still_while_suspended_hides_no_gap() -> N
     assert [sample.gap for sample in heard.samples] == [0, 0, 0, 1, 0]
 
 
+def test_the_first_sample_of_a_sampler_that_takes_over_ends_a_gap() -> None:
+    clock = FakeClock()
+    probe, kept = ScriptedProbe([Sample()], LIMITS), []
+    sampler = Sampler(
+        probe,
+        kept.append,
+        PLAN,
+        clock,
+        on_sample=lambda _: None,
+        on_alert=lambda _: None,
+        on_event=lambda _: None,
+        resumed=True,
+    )
+    drive(sampler, clock, 20.0)
+    assert [sample.gap for sample in kept] == [1, 0, 0]
+
+
 def test_a_wall_clock_set_back_is_no_gap() -> None:
     clock = FakeClock()
     heard = Heard(clock)

@@ -67,6 +67,7 @@ def run(
         on_sample=keeper.on_sample,
         on_alert=keeper.on_alert,
         on_event=keeper.on_event,
+        resumed=config.resume,
     )
     keeper.sampler = sampler
     keeper.silent_since = ring.resumed_at

@@ -97,6 +97,8 @@ class Sampler:
         Called on the sampling thread; they must return at once.
     on_error
         Called with what the probe raised, and sampling goes on; default: it is raised.
+    resumed
+        Another sampler was here before: the first sample ends a gap.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Sampler:
         on_alert: Callable[[AlertTransition], None],
         on_event: Callable[[EventRecord], None],
         on_error: Callable[[Exception], None] | None = None,
+        resumed: bool = False,
     ) -> None:
         self._probe, self._keep, self._plan, self._clock = probe, keep, plan, clock
         self._on_sample, self._on_alert, self._on_event = on_sample, on_alert, on_event
@@ -125,6 +128,7 @@ class Sampler:
         self._schedule: Schedule | None = None
         self._last = self._last_wall = NAN
         self._expected = 0.0
+        self._resumed = resumed
 
     # What others ask for.
 
@@ -233,9 +237,9 @@ class Sampler:
         wall = self._clock.time()
         measured = now - self._last
         # A monotonic clock may stand still while the machine is suspended; the wall clock tells.
-        gap = measured == measured and (
-            is_gap(measured, self._expected) or is_gap(wall - self._last_wall, self._expected)
-        )
+        gap = self._resumed
+        if measured == measured:
+            gap = is_gap(measured, self._expected) or is_gap(wall - self._last_wall, self._expected)
         sample = self._probe.read(
             time_seconds=wall,
             monotonic_seconds=now,
@@ -246,7 +250,7 @@ class Sampler:
         with self._engine_lock:
             if self._finished:
                 return  # the reading hung while the loop was ended; all alerts are resolved by now
-            self._last_wall = wall
+            self._last_wall, self._resumed = wall, False
             self._keep(sample)
             transitions = self._engine.observe(sample, self._probe.top_processes, self._expected)
         self._on_sample(sample)
