@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wiseflow_nb.errors import CommandError, UsageError
@@ -120,6 +120,7 @@ def test_what_fits_is_taken_on_both_sides(verb: str, office: Office) -> None:
         assert handed_up == [{"t": "command", "id": number, "verb": verb, "arguments": VALID[verb], "who": "me"}]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(VERBS)) | st.text(max_size=10), JSON)
 def test_validation_returns_what_it_was_given_or_says_why_not(verb: str, arguments: Any) -> None:
     refused = ""
@@ -132,6 +133,7 @@ def test_validation_returns_what_it_was_given_or_says_why_not(verb: str, argumen
 
 
 @pytest.mark.parametrize("verb", VERBS)
+@settings(deadline=None)
 @given(value=JSON)
 def test_any_value_in_any_place_is_judged(verb: str, value: Any) -> None:
     for name in VALID[verb]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wiseflow_nb.errors import StoreError
@@ -44,6 +44,7 @@ SESSIONS = st.lists(
 ).map(lambda rows: [(info(f"s{number}", state, seen), size) for number, (state, seen, size) in enumerate(rows)])
 
 
+@settings(deadline=None)
 @given(SESSIONS, st.floats(1.0, NOW), st.integers(0, 5000))
 def test_what_goes_is_the_oldest_and_never_what_lives(
     sessions: list[tuple[SessionInfo, int]], max_age: float, max_bytes: int
