@@ -15,8 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
+
+# How long an example takes tells of the machine, not of the code.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 HANG_SECONDS = float(os.environ.get("WISEFLOW_TEST_TIMEOUT", "180"))
 _ALLOWED = Path(__file__).with_name("allowed_skips.txt")

@@ -156,72 +156,30 @@ def test_an_interrupt_of_the_process_group_does_not_reach_the_recorder() -> None
         assert session.sync(5)
 
 
-_LOAD = """
-import json, sys, threading, time
-from wiseflow_nb.session import Session
-kind = sys.argv[1]
-with Session(title=kind, resource_check_interval=0.1) as session:
-    control = []
-    def thread_sampler():
-        start = time.monotonic()
-        for turn in range(1, 51):
-            time.sleep(max(0.0, start + turn * 0.1 - time.monotonic()))
-            control.append(time.monotonic() - start - turn * 0.1)
-    began = time.time()
-    ended = began + 5.0
-    sampler = threading.Thread(target=thread_sampler, daemon=True)
-    sampler.start()
-    if kind == "sleep":
-        time.sleep(5.0)
-    else:
-        def burn():
-            while time.time() < ended:
-                sum(range(500))
-        threads = [threading.Thread(target=burn) for _ in range(4)]
-        [thread.start() for thread in threads]
-        [thread.join() for thread in threads]
-    on_time = [late for late in control if late < 0.05]
-    print(json.dumps([str(session.directory), began, ended, len(on_time)]), flush=True)
-"""
-_BARE = """
+_DEAF = """
 import json, time
-start, late = time.monotonic(), []
-for turn in range(1, 61):
-    time.sleep(max(0.0, start + turn * 0.1 - time.monotonic()))
-    late.append(time.monotonic() - start - turn * 0.1)
-print(json.dumps(late))
+from wiseflow_nb.session import Session
+with Session(title="deaf", resource_check_interval=0.05) as session:
+    assert session.sync()
+    while len(session.history()) < 2:
+        time.sleep(0.01)
+    began = time.time()
+    while time.time() < began + 2.0:
+        sum(range(20_000_000))  # one call of C that gives the interpreter lock up to nobody
+    print(json.dumps([str(session.directory), began, time.time()]), flush=True)
 """
 
 
-def _lateness(monotonic: np.ndarray) -> np.ndarray:
-    """How far each sample is from the absolute schedule: the phase is the earliest one's."""
-    phase = (monotonic % 0.1 + 0.05 - monotonic[0] % 0.1) % 0.1
-    return phase - phase.min()
-
-
-@pytest.mark.parametrize("kind", ["sleep", "burn"])
-def test_no_sample_is_lost_while_the_kernel_is_busy(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    best = (0, 1.0, 0.0)
-    for _ in range(3):
-        bare = subprocess.Popen([sys.executable, "-c", _BARE], stdout=subprocess.PIPE, text=True)
-        out = subprocess.check_output([sys.executable, "-c", _LOAD, kind], text=True)
-        bare_p95 = float(np.percentile(json.loads(bare.communicate()[0]), 95))
-        directory, began, ended, control = json.loads(out)
-        view = StoreView(Path(directory))
-        rows = view.rows(began, ended)
-        view.close()
-        late_p95 = float(np.percentile(_lateness(rows[:, 1]), 95))
-        with capsys.disabled():
-            print(
-                f"\n{kind}: recorder {len(rows)} of 50, p95 late {late_p95 * 1000:.2f} ms; "
-                f"a bare loop {bare_p95 * 1000:.2f} ms; control thread on time {control} of 50"
-            )
-        best = max(best, (len(rows), late_p95, bare_p95), key=lambda run: (min(run[0], 50), -run[1]))
-        if best[0] >= 49 and best[1] <= best[2] + 0.005:
-            break
-    count, late, bare_late = best
-    assert count >= 49
-    assert late <= bare_late + 0.005
+def test_samples_come_while_no_thread_of_the_kernel_can_run() -> None:
+    """How late they are is measured by the benchmark ``recorder``; here, that they come at all, and as ticks do."""
+    out = subprocess.check_output([sys.executable, "-c", _DEAF], text=True)
+    directory, began, ended = json.loads(out)
+    view = StoreView(Path(directory))
+    rows = view.rows(began, ended)
+    view.close()
+    assert len(rows) >= 0.5 * (ended - began) / 0.05
+    # An absolute schedule: ticks that are missed are skipped, and never made up for in a burst.
+    assert len(rows) <= (ended - began) / 0.05 + 2
 
 
 @pytest.mark.parametrize(
