@@ -986,12 +986,12 @@ def test_children_of_one_task_run_side_by_side() -> None:
         await asyncio.sleep(1)
 
     stage = Stage()
-    with TaskManager(**stage.parts, max_concurrent=3) as tasks:
-        first = tasks.submit(parent)
-        stage.run()
-        for number in range(3):
-            tasks.submit(child, number, first)
-        stage.advance(1)
-        together = list(inside)
-        tasks.shutdown("now", timeout=0)
+    tasks = TaskManager(**stage.parts, max_concurrent=3)
+    first = tasks.submit(parent)
+    stage.run()
+    for number in range(3):
+        tasks.submit(child, number, first)
+    stage.advance(1)
+    together = list(inside)
+    tasks.shutdown("now", timeout=0)
     assert together == [0, 1, 2]
