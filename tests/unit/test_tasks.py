@@ -28,7 +28,7 @@ from wiseflow_nb.errors import (
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import Priority, TaskState
 from wiseflow_nb.tasks import Retry, Task, TaskManager
-from wiseflow_nb.testing import FakeClock, ManualExecutor
+from wiseflow_nb.testing import FakeClock, ManualExecutor, Stage
 
 SOON = 20.0
 S = TaskState
@@ -973,3 +973,25 @@ def test_many_tasks_from_many_threads(live: TaskManager) -> None:
     assert len(list(as_completed(every, SOON))) == 400
     assert {task.state for task in every} <= {S.COMPLETED, S.CANCELLED}
     assert all(task.cancelled() or task.result() == i for several in made for i, task in enumerate(several))
+
+
+def test_children_of_one_task_run_side_by_side() -> None:
+    inside: list[int] = []
+
+    async def parent() -> None:
+        await asyncio.sleep(1)
+
+    async def child(number: int, _: object) -> None:
+        inside.append(number)
+        await asyncio.sleep(1)
+
+    stage = Stage()
+    tasks = TaskManager(**stage.parts, max_concurrent=3)
+    first = tasks.submit(parent)
+    stage.run()
+    for number in range(3):
+        tasks.submit(child, number, first)
+    stage.advance(1)
+    together = list(inside)
+    tasks.shutdown("now", timeout=0)
+    assert together == [0, 1, 2]

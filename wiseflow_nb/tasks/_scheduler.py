@@ -291,7 +291,8 @@ class Scheduler(Lives):
         if slots.returning:
             self._dispatch(effects)
         job = slots.take_coroutine(now)
-        if job is None or slots.mixed:
+        # An end can make several ready at once: those that this runner does not take need others.
+        if job is None or slots.ready_count:
             self._dispatch(effects)
         return None if job is None else self._begin(job, now)
 
