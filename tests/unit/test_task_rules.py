@@ -9,6 +9,7 @@ import io
 import itertools
 import logging
 import math
+import subprocess
 import sys
 import threading
 import weakref
@@ -23,7 +24,8 @@ import wiseflow_nb.testing
 from tests.unit.test_task_invariants import Log, check_closed_manager, check_manager
 from wiseflow_nb.config import Settings
 from wiseflow_nb.context import OutputTail, TaskContext, current_task
-from wiseflow_nb.errors import DependencyError, TaskCancelledError, UsageError
+from wiseflow_nb.errors import DependencyError, TaskCancelledError, TaskSkippedError, UsageError
+from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import Priority, Sample, TaskRecord, TaskState
 from wiseflow_nb.tasks import Task, TaskManager, memory_gauges
 from wiseflow_nb.tasks._admission import hold_reason, parse_size
@@ -696,3 +698,45 @@ def check_frame(tasks: TaskManager) -> None:
         found = [moment.timestamp() if moment == moment else math.nan for moment in frame[column]]
         assert found == pytest.approx([getattr(record, f"{column}_seconds") for record in records], nan_ok=True)
     frame["state"] = "changed"
+
+
+_PRINTING = """
+import sys
+sys.setswitchinterval(1e-6)
+from wiseflow_nb.tasks import TaskManager
+with TaskManager() as tasks:
+    for number in range(3000):
+        tasks.submit(abs, -1)
+        print("a", "b", "c", number)
+"""
+
+
+def test_printing_beside_tasks_that_end_is_safe() -> None:
+    # ``print`` borrows what stands in sys.stdout, while the end of the last task takes the proxy away.
+    done = subprocess.run([sys.executable, "-c", _PRINTING], stdout=subprocess.DEVNULL, timeout=120, check=False)
+    assert done.returncode == 0
+
+
+def test_cleanup_over_its_budget_does_not_hold_up_later_tasks() -> None:
+    gate = threading.Event()
+    with ThreadPoolManager(max_workers=2) as pool, TaskManager(pool, max_concurrent=2) as tasks:
+        view = tasks.options(cleanup=lambda: gate.wait(60), cleanup_budget=0.1)
+        failed = [view.submit(int, "x") for _ in range(5)]
+        for task in failed:
+            assert isinstance(task.exception(30), ValueError)
+        try:
+            assert tasks.submit(abs, -1).result(30) == 1
+            assert [task.state for task in failed] == [TaskState.FAILED] * 5
+        finally:
+            gate.set()
+
+
+def test_a_skipped_grandchild_names_the_task_that_began_it() -> None:
+    with TaskManager() as tasks:
+        root = tasks.options(name="bad").submit(int, "x")
+        child = tasks.options(name="child").submit(abs, root)
+        grandchild = tasks.options(name="grandchild").submit(abs, child)
+        with pytest.raises(TaskSkippedError, match=rf"because of 'bad' \({root.id}\) .*; retry {root.id}$"):
+            grandchild.result(30)
+        with pytest.raises(UsageError, match=rf"retry {root.id}, which brings it along"):
+            tasks.retry(grandchild.id)

@@ -128,6 +128,8 @@ class Job:
     takers = 0
     takes: tuple[Job, ...] = ()
     skipped: tuple[str, ...] = ()
+    #: Of a skipped task, the id and label of the one that began it.
+    skipped_for: tuple[str, str] | None = None
     # Where it is.
     holds = False
     #: The class in whose queue it stands, -1 in none.

@@ -283,9 +283,12 @@ class Lives:
 
     def _skip(self, job: Job, parent: Job, effects: Effects) -> None:
         cause = parent.cause()
+        root_id, root_label = job.skipped_for = parent.skipped_for or (parent.task_id, parent.label)
         told = f"its dependency {parent.label} ended {parent.state}"
+        if root_id != parent.task_id:
+            told += f" because of {root_label}"
         error = TaskSkippedError(
-            f"task {job.label} was skipped: {told} ({short(cause) or parent.error or parent.reason}); retry {parent.task_id}",
+            f"task {job.label} was skipped: {told} ({short(cause) or parent.error or parent.reason}); retry {root_id}",
             cause,
         )
         parent.skipped += (job.task_id,)

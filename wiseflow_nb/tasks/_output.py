@@ -18,6 +18,9 @@ from typing import Any
 
 from wiseflow_nb.context import current_task
 
+#: Of streams that stood in ``sys.stdout``, the last so many are held.
+PROXIES_KEPT = 100
+
 
 class TaskOutput:
     """Stands in for a text stream: passes everything on, and lets the current task keep the end."""
@@ -67,6 +70,22 @@ class _LogFactory:
 
 _lock = threading.Lock()
 _users = 0
+#: The proxies that stand or stood in ``sys.stdout``, each holding its stream. None is ever given up:
+#: ``print`` borrows whatever stands there without holding it, and goes on with it after it was taken
+#: away. The same stream gets the same proxy again, so there are no more than streams were put there.
+_proxies: list[TaskOutput] = []
+
+
+def _proxy_of(stream: Any) -> TaskOutput:
+    for proxy in _proxies:
+        if proxy._stream is stream:
+            return proxy
+    proxy = TaskOutput(stream)
+    _proxies.append(proxy)
+    # Streams that come and go (a capture for each cell) are kept for a while only: a print that is still
+    # under way with the hundredth stream before this one does not exist.
+    del _proxies[:-PROXIES_KEPT]
+    return proxy
 
 
 def begin_routing() -> None:
@@ -76,7 +95,7 @@ def begin_routing() -> None:
         _users += 1
         # Looked at each time: a cell's capture or a test may have put another stream there meanwhile.
         if sys.stdout is not None and not isinstance(sys.stdout, TaskOutput):
-            sys.stdout = TaskOutput(sys.stdout)
+            sys.stdout = _proxy_of(sys.stdout)
         made = logging.getLogRecordFactory()
         if not isinstance(made, _LogFactory):
             logging.setLogRecordFactory(_LogFactory(made))

@@ -22,7 +22,8 @@ def retry_plan(jobs: Mapping[str, Job], task_id: str) -> list[Job]:
     if first is None:
         raise UsageError(f"there is no task {task_id!r}; look in records()")
     if not first.state.terminal or first.state in (TaskState.COMPLETED, TaskState.SKIPPED):
-        told = "retry what it depends on" if first.state is TaskState.SKIPPED else "submit it again instead"
+        root = first.skipped_for
+        told = "submit it again instead" if root is None else f"retry {root[0]}, which brings it along"
         raise UsageError(f"task {first.label} is {first.state}, which is not retried; {told}")
     found: dict[str, Job] = {}
     stack = [first]

@@ -9,6 +9,7 @@ that never waits costs neither a task nor a turn of the loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import time
@@ -109,7 +110,10 @@ class Runner:
         scheduler = self._scheduler
         watch = functools.partial(scheduler.watch_cleanup, attempt)
         handlers = scheduler.cleanup_of(attempt)
-        failures = _cleanup.run_in_thread(handlers, scheduler.loop, watch)
+        pool = scheduler.pool
+        # A handler that is over its budget frees the slot, not this thread: another one stands in.
+        with pool.blocked() if isinstance(pool, ThreadPoolManager) and handlers else contextlib.nullcontext():
+            failures = _cleanup.run_in_thread(handlers, scheduler.loop, watch)
         scheduler.attempt_ended(attempt, [*attempt.failures, *failures])
 
     # -- coroutines; called on the loop ------------------------------------------------------------
