@@ -69,7 +69,7 @@ def test_a_dear_part_is_read_less_often_and_its_counters_are_unknown_between() -
     assert all(row[0] >= 1 and math.isnan(row[1]) for row in between)
     bench.cost = 0.0
     # Cheap again, it is read each time again.
-    start = bench.part._due
+    start = bench.part.due
     assert [bench.at(start + at)[1] for at in range(3)] == [len(bench.reads) - 2 + at for at in range(3)]
     bench.cost = 0.05
     for at in range(RUNNING + 1):
@@ -130,7 +130,7 @@ def test_events_alternate_and_a_sample_never_waits_on_the_past(
         assert len(row) == 2
         if bench.reads[-1:] == [now] and not fails:
             assert row == (len(bench.reads),) * 2
-        assert bench.part._due <= now + LONGEST_SECONDS
+        assert bench.part.due <= now + LONGEST_SECONDS
     broken = [kind for kind in bench.told if kind != "probe_slowed"]
     assert broken == ["probe_failed", "probe_recovered"] * (len(broken) // 2) + ["probe_failed"] * (len(broken) % 2)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
+from collections.abc import Sequence
+from typing import Any
 
 from wiseflow_nb.records import NAN
 from wiseflow_nb.resources import _linux
-from wiseflow_nb.resources._files import KeptFiles
+from wiseflow_nb.resources._files import KeptFiles, Source
 from wiseflow_nb.resources._limits import Bound, cpu_place, kill_files, memory_place, pressure_dir
 
 PRESSURES = ("cpu", "memory", "io")
@@ -23,36 +26,59 @@ class Container:
 
     Pressure is the group's own where the kernel keeps it (version 2), else the host's: a container
     waits for its quota as well, which the host does not see.
+
+    Each figure can be had on its own (``memory``), or made of values that were read together with
+    others (``memory_of``, of ``memory_files``).
     """
 
     def __init__(self, root: str, files: KeptFiles) -> None:
         self._root, self._files = root, files
         #: Used memory that cannot be dropped, as of the last reading of ``memory``.
         self.working_set = NAN
-        self._usage = self._memory_stat = self._cpu_usage = self._cpu_stat = ""
-        self._kills: tuple[str, ...] = ()
-        self._pressures: list[tuple[str, ...]] = []
-        self._memory_version = self._cpu_version = 0
+        self.memory_files: list[Source] = []
+        self.cpu_files: list[Source] = []
+        self._pressures: list[list[Source]] = []
+        self._counts_cpu = self._counts_throttled = False
+
+    @property
+    def pressure_files(self) -> list[Source]:
+        """What says the pressure; nothing where it is not offered."""
+        return self._pressures[0] if self._pressures else []
 
     def place(self, found: Bound) -> None:
         """Read where ``found`` says, from now on."""
-        kept = (self._usage, self._memory_stat, self._cpu_usage, self._cpu_stat, *self._kills)
-        for path in (*kept, *(path for paths in self._pressures for path in paths)):
-            self._files.forget(path)
-        self._memory_version, directory = memory_place(found)
-        names = {1: ("memory.usage_in_bytes", "total_inactive_file"), 2: ("memory.current", "inactive_file")}
-        usage, inactive = names.get(self._memory_version, ("", ""))
-        self._usage, self._memory_stat = os.path.join(directory, usage), os.path.join(directory, "memory.stat")
-        self._inactive = _linux.key(inactive)
-        self._kills = kill_files(found)
-        self._cpu_version, directory, account = cpu_place(found)
-        self._cpu_stat = os.path.join(directory, "cpu.stat") if directory else ""
-        self._cpu_usage = os.path.join(account, "cpuacct.usage") if account else ""
+        for sources in (self.memory_files, self.cpu_files, *self._pressures):
+            for source in sources:
+                self._files.forget(source.path)
+        version, directory = memory_place(found)
+        self.memory_files = []
+        if version:
+            usage, inactive = (
+                ("memory.usage_in_bytes", "total_inactive_file")
+                if version == 1
+                else ("memory.current", "inactive_file")
+            )
+            self.memory_files = [
+                Source(os.path.join(directory, usage), float, 64),
+                Source(os.path.join(directory, "memory.stat"), _line(_linux.key(inactive)), 16384),
+                *(Source(path, _line(_KILLS), 512) for path in kill_files(found)),
+            ]
+        version, directory, account = cpu_place(found)
+        self.cpu_files = []
+        self._counts_cpu = bool(account) and version == 1
+        self._counts_throttled = bool(directory) and version == 1
+        if version == 2:
+            self.cpu_files = [Source(os.path.join(directory, "cpu.stat"), _seconds, 2048)]
+        if self._counts_cpu:
+            self.cpu_files.append(Source(os.path.join(account, "cpuacct.usage"), int, 64))
+        if self._counts_throttled:
+            self.cpu_files.append(Source(os.path.join(directory, "cpu.stat"), _line(_THROTTLED_V1), 2048))
         # The best first; one that is switched off is left out.
         own, host = pressure_dir(found), os.path.join(self._root, "proc", "pressure")
-        self._pressures = [tuple(os.path.join(own, f"{name}.pressure") for name in PRESSURES)] if own else []
+        names = [[os.path.join(own, f"{name}.pressure") for name in PRESSURES]] if own else []
         if os.path.isdir(host):
-            self._pressures.append(tuple(os.path.join(host, name) for name in PRESSURES))
+            names.append([os.path.join(host, name) for name in PRESSURES])
+        self._pressures = [[Source(path, _linux.pressure_seconds, 96) for path in paths] for paths in names]
 
     def memory(self) -> tuple[float, float]:
         """Return usage in bytes and the number of OOM kills; sets ``working_set``.
@@ -63,19 +89,17 @@ class Container:
             If a file of the group cannot be read.
         """
         self.working_set = NAN
-        if not self._memory_version:
+        return self.memory_of(self._each(self.memory_files))
+
+    def memory_of(self, values: Sequence[float]) -> tuple[float, float]:
+        """Return what ``memory`` does, of the values of ``memory_files``."""
+        if not values:
+            self.working_set = NAN
             return NAN, NAN
-        read = self._files.read
-        usage = float(read(self._usage, 64))
-        data = read(self._memory_stat, 16384)
-        inactive = _linux.value_of(data, self._inactive)
-        kills = NAN
-        for path in self._kills:
-            one = self._files.parsed(path, _kills, 512)
-            kills = one if kills != kills else kills + one
+        usage, inactive, *kills = values
         # Both are counted lazily, each on its own: the difference can fall below nothing.
         self.working_set = max(usage - (inactive if inactive == inactive else 0.0), 0.0)
-        return usage, kills
+        return usage, sum(kills) if kills else NAN
 
     def cpu(self) -> tuple[float, float]:
         """Return CPU seconds and seconds throttled.
@@ -85,15 +109,19 @@ class Container:
         OSError
             If a file of the group cannot be read.
         """
-        if self._cpu_version == 2:
-            data = self._files.read(self._cpu_stat, 2048)
-            return _linux.value_of(data, _USAGE) / 1e6, _linux.value_of(data, _THROTTLED) / 1e6
-        seconds = throttled = NAN
-        if self._cpu_usage:
-            seconds = int(self._files.read(self._cpu_usage, 64)) / 1e9
-        if self._cpu_stat:
-            throttled = _linux.value_of(self._files.read(self._cpu_stat, 2048), _THROTTLED_V1) / 1e9
-        return seconds, throttled
+        return self.cpu_of(self._each(self.cpu_files))
+
+    def cpu_of(self, values: Sequence[Any]) -> tuple[float, float]:
+        """Return what ``cpu`` does, of the values of ``cpu_files``."""
+        if not values:
+            return NAN, NAN
+        if not (self._counts_cpu or self._counts_throttled):
+            seconds, throttled = values[0]
+            return seconds, throttled
+        return (
+            values[0] / 1e9 if self._counts_cpu else NAN,
+            values[-1] / 1e9 if self._counts_throttled else NAN,
+        )
 
     def pressure(self) -> tuple[float, float, float]:
         """Return the seconds in which some task waited for CPU, for memory, for a disk.
@@ -104,17 +132,25 @@ class Container:
             If it is offered and cannot be read.
         """
         while self._pressures:
-            read, (cpu, memory, disk) = self._files.parsed, self._pressures[0]
             try:
-                seconds = _linux.pressure_seconds
-                return read(cpu, seconds, 256), read(memory, seconds, 256), read(disk, seconds, 256)
+                cpu, memory, disk = self._each(self._pressures[0])
             except OSError as error:
                 # Built in, but switched off: not offered is not a failure.
                 if error.errno not in _SWITCHED_OFF:
                     raise
                 del self._pressures[0]
+            else:
+                return cpu, memory, disk
         return NAN, NAN, NAN
 
+    def _each(self, sources: Sequence[Source]) -> list[Any]:
+        parsed = self._files.parsed
+        return [parsed(path, parse, size) for path, parse, size, _ in sources]
 
-def _kills(data: bytes) -> float:
-    return _linux.value_of(data, _KILLS)
+
+def _line(wanted: bytes) -> functools.partial[float]:
+    return functools.partial(_linux.value_of, wanted=wanted)
+
+
+def _seconds(data: bytes) -> tuple[float, float]:
+    return _linux.value_of(data, _USAGE) / 1e6, _linux.value_of(data, _THROTTLED) / 1e6

@@ -49,9 +49,9 @@ def space(path: str, portable: bool = False) -> tuple[float, float, float]:
         If it cannot be looked at.
     """
     if hasattr(os, "statvfs") and not portable:
-        status = os.statvfs(path)
-        unit = status.f_frsize
-        size, avail, used = status.f_blocks * unit, status.f_bavail * unit, (status.f_blocks - status.f_bfree) * unit
+        # By position: names of such a record are looked up one by one.
+        _, unit, blocks, free, left = os.statvfs(path)[:5]
+        size, avail, used = blocks * unit, left * unit, (blocks - free) * unit
     else:
         usage = psutil.disk_usage(path)
         size, avail, used = usage.total, usage.free, usage.used
@@ -67,7 +67,7 @@ class Disks:
     """
 
     def __init__(self, text: str, portable: bool) -> None:
-        self.text = text
+        self.text, self._portable = text, portable
         paths = split_paths(text)
         self._names = paths
         self._parts = [Part(f"disk space of {path}", COLUMNS, _reader(path, portable)) for path in paths]
@@ -79,11 +79,34 @@ class Disks:
             found = self._last[0] = self._parts[0].values(now, tell, timer, timed)
             return found
         self._last = [part.values(now, tell, timer, timed) for part in self._parts]
-        return max(self._last, key=lambda values: -1.0 if math.isnan(values[2]) else values[2])
+        return max(self._last, key=_fullness)
+
+    @property
+    def watched(self) -> bool:
+        """Whether one of them fails or is dear."""
+        return any(part.watched for part in self._parts)
+
+    def now(self) -> Values:
+        """Return the columns of the fullest, where none is ``watched``.
+
+        Raises
+        ------
+        OSError
+            If one cannot be looked at.
+        """
+        if len(self._names) == 1:
+            found = self._last[0] = space(self._names[0], self._portable)
+            return found
+        self._last = [space(path, self._portable) for path in self._names]
+        return max(self._last, key=_fullness)
 
     def records(self) -> tuple[Disk, ...]:
         """Return each path's, as of the last reading."""
         return tuple(Disk(path, *values) for path, values in zip(self._names, self._last, strict=True))
+
+
+def _fullness(values: Values) -> float:
+    return -1.0 if math.isnan(values[2]) else values[2]
 
 
 def _reader(path: str, portable: bool) -> Callable[[], Values]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
+import weakref
+from collections.abc import Callable, Sequence
+from itertools import compress
+from operator import ne
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -25,6 +29,16 @@ def _seek_and_read(fd: int, size: int, offset: int) -> bytes:
 
 #: Windows has no ``pread``; a reader belongs to one thread at a time, so that a seek does no harm.
 pread: Any = getattr(os, "pread", _seek_and_read)
+
+
+class Source(NamedTuple):
+    """A file, what is made of its bytes, and how many of them are asked for."""
+
+    path: str
+    parse: Callable[[bytes], Any]
+    size: int = 4096
+    #: Many records: a long one comes a page at a time.
+    listing: bool = False
 
 
 class _Kept:
@@ -52,7 +66,11 @@ class KeptFiles:
     def __init__(self, limit: int = KEPT) -> None:
         self._limit = limit
         self._kept: dict[str, _Kept] = {}
-        self._pid = os.getpid()
+        #: Whether this is the child of a fork and has not been told yet.
+        self.forked = False
+        _readers().add(self)
+        #: Another one as soon as a descriptor was given back: its number may be another file's by now.
+        self.generation = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -136,16 +154,33 @@ class KeptFiles:
         """Close one, if it is open, and drop what is known of it."""
         kept = self._kept.pop(path, None)
         if kept is not None:
+            self.generation += 1
             os.close(kept.fd)
+
+    def descriptor(self, path: str) -> int | None:
+        """Return the descriptor of one that is kept open, from now on at the latest; None beyond the limit.
+
+        Raises
+        ------
+        OSError
+            If it cannot be opened.
+        """
+        kept = self._kept.get(path)
+        if kept is None:
+            if len(self._kept) >= self._limit:
+                return None
+            kept = self._kept[path] = _Kept(os.open(path, _FLAGS))
+        return kept.fd
 
     def after_fork(self) -> None:
         """Open all anew in a forked child: a kept ``/proc/self`` is the parent's."""
-        if self._pid != os.getpid():
+        if self.forked:
             self.close()
-            self._pid = os.getpid()
+            self.forked = False
 
     def close(self) -> None:
         """Close all; what is read later is opened anew."""
+        self.generation += 1
         while self._kept:
             os.close(self._kept.popitem()[1].fd)
 
@@ -172,4 +207,105 @@ class KeptFiles:
             self._kept[path] = _Kept(fd)
         else:
             os.close(fd)
+        return data
+
+
+@functools.cache
+def _readers() -> weakref.WeakSet[KeptFiles]:
+    """All that are to be told of a fork: at each reading a flag costs less than a look at the own number."""
+    readers: weakref.WeakSet[KeptFiles] = weakref.WeakSet()
+
+    def tell() -> None:
+        for files in list(readers):
+            files.forked = True
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=tell)
+    return readers
+
+
+class Batch:
+    """Files that are read together, in order, at each reading: one pass, and only what changed is parsed.
+
+    At one reading a second the interpreter finds its own memory cold each time: what costs is not the
+    reading but each function on the way to it. Here there is one for all files.
+
+    A file that cannot be read fails all of them, without a word on which it was: then they are to be
+    read one by one. So they are where ``files`` keeps as many as it may.
+
+    Examples
+    --------
+    >>> files = KeptFiles()
+    >>> Batch(files, [Source(__file__, len, 3)]).values()
+    [3]
+    >>> files.close()
+    """
+
+    __slots__ = (
+        "_fds",
+        "_files",
+        "_generation",
+        "_known",
+        "_listings",
+        "_numbers",
+        "_parsers",
+        "_sizes",
+        "_sources",
+        "_values",
+        "_zeros",
+    )
+
+    def __init__(self, files: KeptFiles, sources: Sequence[Source]) -> None:
+        self._files, self._sources = files, tuple(sources)
+        self._parsers = tuple(source.parse for source in sources)
+        self._sizes = tuple(source.size for source in sources)
+        self._zeros, self._numbers = (0,) * len(sources), range(len(sources))
+        self._listings = tuple(at for at, source in enumerate(sources) if source.listing)
+        self._fds: list[int] | None = None
+        self._known: list[bytes | None] = []
+        self._values: list[Any] = []
+        self._generation = -1
+
+    def values(self) -> list[Any]:
+        """Return what each file says now; the list is the batch's own, until the next reading.
+
+        Raises
+        ------
+        OSError, ValueError, LookupError
+            If one cannot be read or understood.
+        """
+        if self._generation != self._files.generation:
+            self._open()
+        if self._fds is None:
+            return self._one_by_one()
+        data = list(map(pread, self._fds, self._sizes, self._zeros))
+        for at in self._listings:
+            if len(data[at]) >= _WHOLE:
+                data[at] = self._whole(self._fds[at], data[at])
+        known, values = self._known, self._values
+        for at in compress(self._numbers, map(ne, data, known)):
+            # The value first: what cannot be parsed must fail the next time, too.
+            values[at] = self._parsers[at](data[at])
+            known[at] = data[at]
+        return values
+
+    def _open(self) -> None:
+        generation = self._files.generation
+        found = [self._files.descriptor(source.path) for source in self._sources]
+        fds = [fd for fd in found if fd is not None]
+        self._fds = fds if len(fds) == len(found) else None
+        self._known = [None] * len(found)
+        self._values = [None] * len(found)
+        self._generation = generation
+
+    def _one_by_one(self) -> list[Any]:
+        files = self._files
+        return [
+            files.listing(path, parse) if listing else files.parsed(path, parse, size)
+            for path, parse, size, listing in self._sources
+        ]
+
+    def _whole(self, fd: int, data: bytes) -> bytes:
+        while more := pread(fd, 65536, len(data)):
+            data += more
         return data

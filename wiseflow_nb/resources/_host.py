@@ -10,7 +10,7 @@ from typing import Protocol
 
 from wiseflow_nb.records import NAN
 from wiseflow_nb.resources import _linux
-from wiseflow_nb.resources._files import KeptFiles
+from wiseflow_nb.resources._files import KeptFiles, Source
 
 #: With so many disks one file for each costs more than one for all.
 FEW_DISKS = 4
@@ -56,17 +56,13 @@ class LinuxHost:
         self.own_memory = functools.partial(files.parsed, f"{proc}/self/statm", _linux.resident_bytes, 128)
         self._loadavg, self._diskstats = f"{proc}/loadavg", f"{proc}/diskstats"
         self._net: tuple[int | None, str] = (0, "")
-        self._newest = 0
+        #: The number of the process (or thread) started last, as of the last ``load``; 0 if not known.
+        self.newest_process = 0
         # lxcfs, a file system of its own, makes these files up, and a little late.
         self._tells_newest = False
         with contextlib.suppress(OSError):
             self._tells_newest = os.stat(self._loadavg).st_dev == os.stat(f"{proc}/self/statm").st_dev
         self.look_again()
-
-    @property
-    def newest_process(self) -> int:
-        """The number of the process (or thread) started last, as of the last ``load``; 0 if not known."""
-        return self._newest
 
     def look_again(self) -> None:
         """Find the disks that there are now."""
@@ -76,11 +72,13 @@ class LinuxHost:
 
     def load(self) -> tuple[float]:
         """Return the load of one minute."""
-        self._newest = 0
-        fields = self._files.read(self._loadavg, 128).split()
-        if self._tells_newest:
-            self._newest = int(fields[4])
-        return (float(fields[0]),)
+        self.newest_process = 0
+        load, self.newest_process = self._load_and_newest(self._files.read(self._loadavg, 128))
+        return (load,)
+
+    def _load_and_newest(self, data: bytes) -> tuple[float, int]:
+        fields = data.split()
+        return float(fields[0]), int(fields[4]) if self._tells_newest else 0
 
     def disk(self) -> tuple[float, float]:
         """Return bytes read and written by whole devices, since boot; NaN where none is known."""
@@ -95,15 +93,10 @@ class LinuxHost:
         return float(read), float(written)
 
     def _disk(self) -> tuple[float, float]:
-        if not self._devices:
-            return NAN, NAN
         if len(self._devices) > FEW_DISKS:
             return self._files.listing(self._diskstats, self._sum_devices)
-        read = written = 0
-        for path in self._device_files:
-            one = self._files.parsed(path, _linux.device_bytes, 512)
-            read, written = read + one[0], written + one[1]
-        return float(read), float(written)
+        parsed = self._files.parsed
+        return self.disk_of([parsed(path, _linux.device_bytes, 512) for path in self._device_files])
 
     def network(self, pid: int | None) -> tuple[float, float]:
         """Return bytes received and sent by all interfaces but the loopback, where a process (or we) are."""
@@ -111,3 +104,42 @@ class LinuxHost:
             self._files.forget(self._net[1])
             self._net = (pid, f"{self._proc}/{'self' if pid is None else pid}/net/dev")
         return self._files.listing(self._net[1], _linux.network_bytes)
+
+    # The same, of files that are read together.
+
+    @property
+    def general(self) -> list[Source]:
+        """What says load and newest process, memory, and CPU time."""
+        return [
+            Source(self._loadavg, self._load_and_newest, 128),
+            Source(f"{self._proc}/meminfo", _linux.memory_bytes, 1024),
+            Source(f"{self._proc}/stat", _linux.cpu_ticks, 512),
+        ]
+
+    @property
+    def disks(self) -> list[Source]:
+        """What ``disk_of`` adds up."""
+        if len(self._devices) > FEW_DISKS:
+            return [Source(self._diskstats, self._sum_devices, listing=True)]
+        return [Source(path, _linux.device_bytes, 512) for path in self._device_files]
+
+    def disk_of(self, values: list[tuple[float, float]]) -> tuple[float, float]:
+        """Return bytes read and written over what was read of ``disks``."""
+        if len(values) == 1:
+            return values[0]
+        if not values:
+            return NAN, NAN
+        read = written = 0.0
+        for one in values:
+            read, written = read + one[0], written + one[1]
+        return read, written
+
+    @property
+    def interfaces(self) -> Source:
+        """What says the bytes of the network, where it was last read."""
+        return Source(self._net[1], _linux.network_bytes, listing=True)
+
+    @property
+    def own(self) -> Source:
+        """What says the resident bytes of the reading process."""
+        return Source(f"{self._proc}/self/statm", _linux.resident_bytes, 128)

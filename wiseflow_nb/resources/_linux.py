@@ -35,7 +35,7 @@ def value_of(data: bytes, wanted: bytes) -> float:
         at = -1
     start = at + len(wanted)
     end = data.find(b"\n", start)
-    return float(data[start:end] if end >= 0 else data[start:])
+    return float(int(data[start:end] if end >= 0 else data[start:]))
 
 
 def memory_bytes(data: bytes) -> tuple[float, float, float]:
@@ -85,10 +85,10 @@ def pressure_seconds(data: bytes) -> float:
     return int(data[start : data.index(b"\n", start)]) / 1e6
 
 
-def device_bytes(data: bytes) -> tuple[int, int]:
+def device_bytes(data: bytes) -> tuple[float, float]:
     """Return bytes read and written of one ``/sys/block/<device>/stat``."""
     fields = data.split(None, 7)
-    return int(fields[2]) * SECTOR_BYTES, int(fields[6]) * SECTOR_BYTES
+    return float(int(fields[2]) * SECTOR_BYTES), float(int(fields[6]) * SECTOR_BYTES)
 
 
 def disk_bytes(data: bytes, devices: Iterable[str]) -> tuple[int, int]:
@@ -149,7 +149,7 @@ def process(data: bytes) -> Process:
         If it is no ``/proc/<pid>/stat``.
     """
     # The name, in brackets, may hold anything; nothing after it holds a bracket.
-    fields = data[data.rindex(b")") + 2 :].split(b" ", 22)
+    fields = data[data.rindex(b")") + 2 :].split(None, 22)
     ticks = int(fields[11]) + int(fields[12]) + int(fields[13]) + int(fields[14])
     return fields[1], fields[19], fields[0] in b"ZXx", ticks, int(fields[17]), int(fields[21])
 

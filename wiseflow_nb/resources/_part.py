@@ -55,18 +55,18 @@ class Part:
 
     __slots__ = (
         "_costs",
-        "_due",
         "_every",
         "_failures",
-        "_held",
         "_nothing",
         "_read",
         "_share",
         "_slow",
         "_slow_told",
-        "_watched",
         "columns",
+        "due",
+        "held",
         "name",
+        "watched",
     )
 
     def __init__(
@@ -82,13 +82,14 @@ class Part:
         self.columns = tuple(columns)
         self._read, self._every, self._share = read, every, share
         self._nothing: Values = (math.nan,) * len(columns)
-        self._held: Values = self._nothing
-        self._due = -math.inf
+        self.held: Values = self._nothing
+        #: Before this moment ``values`` returns what is ``held``.
+        self.due = -math.inf
         self._failures = 0
         self._costs: list[float] = []
         self._slow = self._slow_told = False
-        # Whether something is to be done after a reading that went well.
-        self._watched = bool(every)
+        #: Whether something is to be done after a reading that went well.
+        self.watched = bool(every)
 
     def values(self, now: float, tell: Tell, timer: Callable[[], float], timed: bool = True) -> Values:
         """Return the columns' values at a moment (seconds of a clock that only goes forward).
@@ -96,14 +97,14 @@ class Part:
         ``timed=False`` leaves out the timer where nothing is to be watched: readings that are cheap
         as a whole have no dear part.
         """
-        if now < self._due:
+        if now < self.due:
             if self._slow and not self._slow_told:
                 # Only now: a cadence that is slow anyway leaves nothing out.
                 self._slow_told = True
                 tell("probe_slowed", f"{self.name} takes {self._costs[-1]:.3g} s; it is read less often from now on")
-            return self._held
+            return self.held
         try:
-            if not timed and not self._watched:
+            if not timed and not self.watched:
                 return self._read()
             started = timer()
             values = self._read()
@@ -117,14 +118,14 @@ class Part:
             self._budget(cost, values, now)
         else:
             self._costs, self._slow, self._slow_told = [], False, False
-        self._watched = bool(self._every or self._costs)
+        self.watched = bool(self._every or self._costs)
         return values
 
     def _failed(self, error: BaseException, now: float, tell: Tell) -> Values:
         self._failures += 1
-        self._watched, self._slow = True, False
-        self._due = now + min(2.0 ** min(self._failures - 1, 10), LONGEST_BACKOFF_SECONDS)
-        self._held = self._nothing
+        self.watched, self._slow = True, False
+        self.due = now + min(2.0 ** min(self._failures - 1, 10), LONGEST_BACKOFF_SECONDS)
+        self.held = self._nothing
         if self._failures == 1:
             tell("probe_failed", f"{self.name} cannot be read: {error}")
         return self._nothing
@@ -138,8 +139,8 @@ class Part:
         else:
             return
         wait = min(wait, LONGEST_SECONDS)
-        self._due = now + wait
-        self._held = tuple(
+        self.due = now + wait
+        self.held = tuple(
             math.nan if column.endswith("_total") else value for column, value in zip(self.columns, values, strict=True)
         )
         self._slow = not self._every

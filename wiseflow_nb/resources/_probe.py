@@ -22,6 +22,7 @@ from wiseflow_nb.resources._host import Host, LinuxHost
 from wiseflow_nb.resources._limits import Bound, bound
 from wiseflow_nb.resources._part import CHEAP_SECONDS, FAILURES, Part, Values
 from wiseflow_nb.resources._portable import PortableHost, PortableTree
+from wiseflow_nb.resources._together import Together
 from wiseflow_nb.resources._tree import PSS_SECONDS, LinuxTree, Tree
 
 #: A container's limits can change while it runs: they are looked at again after so long.
@@ -31,6 +32,8 @@ LINUX_FILES, PSUTIL = "linux files", "psutil"
 HOST, GROUP, TREE = range(3)
 
 _UNKNOWN: Values = (NAN,)
+INF = math.inf
+_new: Callable[[type[Sample], tuple[float, ...]], Sample] = tuple.__new__
 
 
 class Probe:
@@ -98,6 +101,7 @@ class Probe:
         self._own_cpu = 0.0
         self._dear = False
         self._seen = False
+        self._together: Together | None = None
         self._look_due = math.inf
         self._bind(self._find_bound())
         self._load = Part("load", ("system_load1",), host.load)
@@ -140,6 +144,11 @@ class Probe:
         self._pss = Part("proportional memory", ("process_memory_pss_bytes",), tree.pss, every=PSS_SECONDS)
         self._fds = Part("descriptors", ("process_open_fds",), tree.descriptors)
         self._recorder = Part("recorder", ("recorder_cpu_seconds_total", "recorder_memory_rss_bytes"), self._own_cost)
+        # Those that are read together as long as all of them are well.
+        self._parts = (
+            *(self._load, self._memory, self._cpu, self._group_cpu, self._group_memory, self._pressure),
+            *(self._disk, self._processes, self._fds, self._network, self._recorder),
+        )
 
     @property
     def path(self) -> str:
@@ -180,32 +189,52 @@ class Probe:
         # The parts are timed one by one when the last reading was dear as a whole.
         dear = self._dear
         own = time.thread_time() if self._in_kernel else 0.0
-        self._files.after_fork()
-        if now >= self._look_due or self._look_due == math.inf:
+        if self._files.forked:
+            self._files.after_fork()
+        if now >= self._look_due or self._look_due == INF:
             if self._look_due != math.inf:
                 self._look_again()
             self._look_due = now + LIMITS_SECONDS
+            self._together = None
         if gap:
             self._host_before = self._cpu_before = None
-        tell = self._tell
-        # Before the processes: it names the newest one.
-        load = self._load.values(now, tell, timer, dear)
-        memory = self._memory.values(now, tell, timer, dear)
-        cpu = self._cpu.values(now, tell, timer, dear)
-        group_cpu = self._group_cpu.values(now, tell, timer, dear)
-        group_memory = self._group_memory.values(now, tell, timer, dear)
-        pressure = self._pressure.values(now, tell, timer, dear)
-        space = self._disks.values(now, tell, timer, dear)
-        disk = self._disk.values(now, tell, timer, dear)
-        cpu_seconds, resident, count, threads = self._processes.values(now, tell, timer, dear)
-        pss = fds = _UNKNOWN
-        self._seen = count == count
-        # Only of a process that was found: one that is hidden or over is told once.
-        if self._seen:
-            pss = self._pss.values(now, tell, timer, dear)
-            fds = self._fds.values(now, tell, timer, dear)
-        network = self._network.values(now, tell, timer, dear)
-        recorder = self._recorder.values(now, tell, timer, dear)
+        together = None
+        if self._together is not None and not dear:
+            try:
+                together = self._together.read(self._disks)
+            except FAILURES:
+                # The parts find out which of them it is, and go on without it.
+                self._together = None
+        if together is not None:
+            load, memory, ticks, group_cpu, group_memory, pressure, disk, network, own_memory, tree, fds, space = (
+                together
+            )
+            cpu = self._host_rates(ticks)
+            cpu_seconds, resident, count, threads = tree
+            # What is read so seldom is seldom asked for.
+            pss = self._pss.held if now < self._pss.due else self._pss.values(now, self._tell, timer, dear)
+            recorder: Values = (self._own_cpu if self._in_kernel else time.process_time(), own_memory)
+        else:
+            tell = self._tell
+            # Before the processes: it names the newest one.
+            load = self._load.values(now, tell, timer, dear)
+            memory = self._memory.values(now, tell, timer, dear)
+            cpu = self._cpu.values(now, tell, timer, dear)
+            group_cpu = self._group_cpu.values(now, tell, timer, dear)
+            group_memory = self._group_memory.values(now, tell, timer, dear)
+            pressure = self._pressure.values(now, tell, timer, dear)
+            space = self._disks.values(now, tell, timer, dear)
+            disk = self._disk.values(now, tell, timer, dear)
+            cpu_seconds, resident, count, threads = self._processes.values(now, tell, timer, dear)
+            pss = fds = _UNKNOWN
+            self._seen = count == count
+            # Only of a process that was found: one that is hidden or over is told once.
+            if self._seen:
+                pss = self._pss.values(now, tell, timer, dear)
+                fds = self._fds.values(now, tell, timer, dear)
+            network = self._network.values(now, tell, timer, dear)
+            recorder = self._recorder.values(now, tell, timer, dear)
+            self._plan(dear)
         effective = self._effective(now, memory, cpu[0], group_cpu[0], cpu_seconds, resident)
         if self._told:
             self._events += [EventRecord(time_seconds, kind, message) for kind, message in self._told]
@@ -215,7 +244,7 @@ class Probe:
         duration = timer() - started
         self._dear = duration > CHEAP_SECONDS
         # Groups of columns in the order of the schema.
-        return tuple.__new__(
+        return _new(
             Sample,
             (
                 *(time_seconds, now, interval_seconds, float(gap), duration),
@@ -302,19 +331,34 @@ class Probe:
             affinity=affinity,
         )
 
+    def _plan(self, dear: bool) -> None:
+        """Read all together from the next reading on, if all is well."""
+        host, tree = self._host, self._tree
+        self._together = None
+        if not isinstance(host, LinuxHost) or not isinstance(tree, LinuxTree) or not self._seen or dear:
+            return
+        if not any(part.watched for part in self._parts) and not self._disks.watched:
+            self._together = Together(host, self._container, tree, self._files, not self._in_kernel)
+
     def _host_cpu(self) -> Values:
-        times, before = self._host.cpu(), self._host_before
+        return self._host_rates(self._host.cpu())
+
+    def _host_rates(self, times: tuple[float, float, float, float]) -> Values:
+        before = self._host_before
         elapsed = NAN if before is None else times[0] - before[0]
         if before is None or elapsed <= 0:
             # Two readings within one tick of the kernel's: the next one compares with the older.
             self._host_before = before or times
             return NAN, NAN, NAN
         self._host_before = times
-        return (
-            _ratio(1.0 - (times[1] - before[1]) / elapsed),
-            _ratio((times[2] - before[2]) / elapsed),
-            _ratio((times[3] - before[3]) / elapsed),
+        busy, waiting, stolen = (
+            1.0 - (times[1] - before[1]) / elapsed,
+            (times[2] - before[2]) / elapsed,
+            (times[3] - before[3]) / elapsed,
         )
+        if 0.0 <= busy <= 1.0 and 0.0 <= waiting <= 1.0 and 0.0 <= stolen <= 1.0:
+            return busy, waiting, stolen
+        return _ratio(busy), _ratio(waiting), _ratio(stolen)
 
     def _interfaces(self) -> Values:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,7 +12,7 @@ import psutil
 
 from wiseflow_nb.records import NAN
 from wiseflow_nb.resources import _linux
-from wiseflow_nb.resources._files import KeptFiles
+from wiseflow_nb.resources._files import KeptFiles, Source
 
 #: PSS is read so seldom, and more seldom where it is dear: it costs 19 ms a mapped GB.
 PSS_SECONDS = 30.0
@@ -66,12 +67,17 @@ class LinuxTree:
         self._exclude, self._files = exclude, files
         self._alive = True
         self._members: dict[int, _Member] = {pid: _Member(self._proc, pid)}
+        #: Another one as soon as ``stats`` are others, or their values.
+        self.generation = 0
         # Some kernels and sandboxes do not offer the list of children.
         self._listed = os.path.exists(f"{self._proc}/{pid}/task/{pid}/children")
         self._newest = self._listings_left = 0
+        # Over the members, as of their last rows.
+        self._ticks = self._threads = self._pages = 0
         self._settled = False
         self._fds = f"{self._proc}/{pid}/fd"
-        self._fds_are_counted = False
+        #: The directory whose size is the number of open descriptors, if there is one.
+        self.counted_fds = ""
         self._start = b""
         # Known from the start: a process that ends before the first reading must not be taken for a later one.
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -96,6 +102,50 @@ class LinuxTree:
         OSError
             If it cannot be seen.
         """
+        totals = self._sum() if self._is_known(newest) else None
+        return self._list() if totals is None else totals
+
+    @property
+    def stats(self) -> list[Source]:
+        """What says each member's figures; to be asked for anew with each ``generation``.
+
+        Reading one raises ``LookupError`` where it is no longer the process it was.
+        """
+        return [Source(one.stat, functools.partial(self._keep, one), 1024) for one in self._members.values()]
+
+    def totals(self, newest: int) -> Totals:
+        """Return what ``read`` does, where ``stats`` have been read just now.
+
+        Raises
+        ------
+        OSError
+            As ``read`` does.
+        """
+        if newest == self._newest and newest > 0 and self._settled and self._listings_left > 0 and self._alive:
+            self._listings_left -= 1
+        # Stats first, children later: who started or ended between the two is noticed.
+        elif not (self._is_known(newest) or self._same_children()):
+            return self._list()
+        return (
+            self._ticks / _linux.CLOCK_TICKS,
+            float(self._pages * _linux.PAGE_BYTES),
+            float(len(self._members)),
+            float(self._threads),
+        )
+
+    def _keep(self, member: _Member, data: bytes) -> None:
+        """Keep what a member says, and the sums with it: they cost nothing for members that stood still."""
+        parent, start, ended, ticks, threads, pages = row = _linux.process(data)
+        before = member.row
+        if parent != before[0] or start != before[1] or (ended and member.pid == self._pid):
+            raise LookupError(f"process {member.pid} is not what it was")
+        self._ticks += ticks - before[3]
+        self._threads += threads - before[4]
+        self._pages += pages - before[5]
+        member.row = row
+
+    def _is_known(self, newest: int) -> bool:
+        """Whether nobody can have come since the last listing."""
         if not self._alive:
             raise ProcessLookupError(f"process {self._pid} has ended")
         same = 0 < newest == self._newest
@@ -104,8 +154,10 @@ class LinuxTree:
         # Before it is read: what starts meanwhile has a newer number at the next reading.
         self._newest, self._settled = newest, same
         self._listings_left = self._listings_left - 1 if known else LIST_EVERY
-        totals = self._sum() if known else None
-        left = PASSES
+        return known
+
+    def _list(self) -> Totals:
+        totals, left = None, PASSES
         while totals is None:
             left -= 1
             # The listing and the counters are of one moment, or it is read again: the time of a child
@@ -120,11 +172,12 @@ class LinuxTree:
         listing; trusted once it agreed with the listing.
         """
         counted = os.stat(self._fds).st_size
-        if self._fds_are_counted:
+        if self.counted_fds:
             return (float(counted),)
         # Our own listing holds the descriptor that lists.
         listed = len(os.listdir(self._fds)) - (self._pid == os.getpid())
-        self._fds_are_counted = counted == listed
+        if counted == listed:
+            self.counted_fds = self._fds
         return (float(listed),)
 
     def pss(self) -> tuple[float]:
@@ -146,7 +199,6 @@ class LinuxTree:
 
     def _sum(self) -> Totals | None:
         """The members' totals; None when the tree is not what it was."""
-        rows = []
         parsed = self._files.parsed
         try:
             for member in self._members.values():
@@ -155,14 +207,27 @@ class LinuxTree:
                     if row[:2] != member.row[:2]:  # parent and start
                         return None
                     member.row = row
-                rows.append(row)
         except GONE:
             return None
-        return None if rows[0][2] else _totals(rows)
+        return None if self._members[self._pid].row[2] else self._add_up()
+
+    def _same_children(self) -> bool:
+        """Whether the members, read just now, are still all there are."""
+        if not self._listed:
+            return False
+        found: set[int] = set()
+        try:
+            for member in self._members.values():
+                found.update(member.children(self._files, member.row[4]))
+        except (*GONE, PermissionError):
+            return False
+        found -= self._exclude
+        found.add(self._pid)
+        return found == self._members.keys()
 
     def _walk(self, final: bool) -> Totals | None:
         """List the tree and read it; None when it changed meanwhile, unless this is the final pass."""
-        before, found, rows, whole = self._members, {}, [], True
+        before, found, whole = self._members, {}, True
         order = [self._pid] if self._listed else [self._pid, *self._descendants()]
         known, files = {*order, *self._exclude}, self._files
         for pid in order:
@@ -173,7 +238,6 @@ class LinuxTree:
                     member.close(files)  # another process by now
                 member.row = row
                 found[pid] = member
-                rows.append(row)
                 if self._listed:
                     for child in member.children(files, row[4]):
                         if child not in known:
@@ -187,7 +251,24 @@ class LinuxTree:
         for pid in before.keys() - found.keys():
             before[pid].close(files)
         self._members = found
-        return _totals(rows) if whole or final else None
+        totals = self._add_up()
+        return totals if whole or final else None
+
+    def _add_up(self) -> Totals:
+        # What was kept of each member's bytes goes by other rows than these.
+        self.generation += 1
+        self._ticks = self._threads = self._pages = 0
+        for member in self._members.values():
+            _, _, _, ticks, threads, pages = member.row
+            self._ticks += ticks
+            self._threads += threads
+            self._pages += pages
+        return (
+            self._ticks / _linux.CLOCK_TICKS,
+            float(self._pages * _linux.PAGE_BYTES),
+            float(len(self._members)),
+            float(self._threads),
+        )
 
     def _look(self, member: _Member) -> _linux.Process:
         return self._files.parsed(member.stat, _linux.process, 1024)
@@ -272,12 +353,3 @@ class _Member:
         for path in self._threads.values():
             files.forget(path)
         self._threads = {}
-
-
-def _totals(rows: list[_linux.Process]) -> Totals:
-    ticks = pages = threads = 0
-    for _, _, _, spent, running, resident in rows:
-        ticks += spent
-        threads += running
-        pages += resident
-    return ticks / _linux.CLOCK_TICKS, float(pages * _linux.PAGE_BYTES), float(len(rows)), float(threads)
