@@ -829,7 +829,11 @@ def test_retry_by_hand_brings_back_what_was_skipped(bench: Bench) -> None:
     assert set(new) == {root.id, child.id, leaf.id}
     assert all(record.state is S.COMPLETED for record in new.values())
     assert (root.state, child.state) == (S.FAILED, S.SKIPPED)
-    for wrong, told in ((again.id, "submit it again"), (child.id, f"retry {root.id}, which brings it along"), ("t99", "no task")):
+    for wrong, told in (
+        (again.id, "submit it again"),
+        (child.id, f"retry {root.id}, which brings it along"),
+        ("t99", "no task"),
+    ):
         with pytest.raises(UsageError, match=told):
             bench.tasks.retry(wrong)
 
