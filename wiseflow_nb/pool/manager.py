@@ -123,7 +123,8 @@ class ThreadPoolManager(Executor):
             worker of this pool waits for it. CPU time and peak memory are then exact, a running
             call can be stopped (``cancel_running``), and a crash is ``WorkerLostError`` for that
             call alone. Functions made in a notebook, closures and lambdas work; what goes in and
-            comes back must pickle.
+            comes back must pickle. Workers are used again: what a call leaves behind in its process
+            (environment, working directory, modules) the next one there finds.
 
         Raises
         ------
