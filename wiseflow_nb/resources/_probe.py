@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from time import thread_time
 
 import psutil
 
@@ -72,6 +73,45 @@ class Probe:
     True
     >>> probe.close()
     """
+
+    # With so many attributes a dictionary takes two walks through cold memory for each of them.
+    __slots__ = (
+        "_bound",
+        "_container",
+        "_cpu",
+        "_cpu_before",
+        "_dear",
+        "_disk",
+        "_disks",
+        "_environ",
+        "_events",
+        "_fds",
+        "_files",
+        "_group_cpu",
+        "_group_memory",
+        "_host",
+        "_host_before",
+        "_in_kernel",
+        "_levels",
+        "_load",
+        "_look_due",
+        "_memory",
+        "_network",
+        "_own_cpu",
+        "_parts",
+        "_pressure",
+        "_processes",
+        "_pss",
+        "_recorder",
+        "_root",
+        "_seen",
+        "_timer",
+        "_together",
+        "_told",
+        "_tree",
+        "pid",
+        "portable",
+    )
 
     def __init__(
         self,
@@ -188,7 +228,7 @@ class Probe:
         started = timer()
         # The parts are timed one by one when the last reading was dear as a whole.
         dear = self._dear
-        own = time.thread_time() if self._in_kernel else 0.0
+        own = thread_time() if self._in_kernel else 0.0
         if self._files.forked:
             self._files.after_fork()
         if now >= self._look_due or self._look_due == INF:
@@ -240,7 +280,7 @@ class Probe:
             self._events += [EventRecord(time_seconds, kind, message) for kind, message in self._told]
             self._told = []
         if self._in_kernel:
-            self._own_cpu += time.thread_time() - own
+            self._own_cpu += thread_time() - own
         duration = timer() - started
         self._dear = duration > CHEAP_SECONDS
         # Groups of columns in the order of the schema.

@@ -50,6 +50,8 @@ class Together:
         Whether the memory of the reading process is wanted.
     """
 
+    __slots__ = ("_batch", "_container", "_ends", "_files", "_generation", "_host", "_own_memory", "_tree")
+
     def __init__(
         self, host: LinuxHost, container: Container, tree: LinuxTree, files: KeptFiles, own_memory: bool
     ) -> None:
