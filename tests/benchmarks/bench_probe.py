@@ -2,15 +2,17 @@
 
 What the sides do:
 
-- ours: every column of a ``Sample``, over a tree of five processes. In the second half a process is
-  started and ended before each reading (not counted), so that the tree has to be listed again.
+- ours: every column of a ``Sample``, over a tree of five processes that stays as it is. Where somebody
+  else on the machine started something meanwhile, the tree has to be listed again: such a reading is
+  repeated, and told if that did not help. In the second half a process is started and ended before each
+  reading (not counted), so that each one lists.
 - dask: ``SystemMonitor.update()`` of distributed, as its workers call it; it reads no tree.
 - jupyter-resource-usage: its real handler ``ApiHandler.get`` at its default settings, without the web
   server around it.
 - floor: the very same system calls as one reading of ours, recorded from it (``pread`` on the same
-  descriptors, the listings, ``stat``, ``statvfs``, opening and closing where a file is not kept, and the
-  two looks at the thread's CPU clock that make the column of the sampler's own cost), repeated from a bare loop without looking at a byte. Interpreting what was read, and everything
-  that makes a sample of it, is ours alone.
+  descriptors, the listings, ``stat``, ``statvfs``, opening and closing where a file is not kept),
+  repeated from a bare loop without looking at a byte. Interpreting what was read, the looks at clocks,
+  and everything that makes a sample of it, is ours alone.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.harness import Bench
@@ -32,6 +35,8 @@ ROUNDS = 20
 #: Two sides in turn, each once a second.
 PAUSE = 0.5
 CHILDREN = 4
+#: So often a reading is repeated that met with somebody else's new process.
+TRIES = 6
 
 
 def run(bench: Bench) -> None:
@@ -40,25 +45,52 @@ def run(bench: Bench) -> None:
     probe = Probe(os.getpid())
     try:
         assert read(probe).process_count == CHILDREN + 1
+        calm = Calm()
         for between, what in ((nothing, ""), (start_something, ", a process started in between")):
 
             def ours(between: Callable[[], None] = between) -> float:
+                if between is nothing:
+                    return calm.reading(lambda: cpu_of(lambda: read(probe)))
                 between()
                 time.sleep(PAUSE)
                 return cpu_of(lambda: read(probe))
 
             for name, side, goal in (
-                ("floor", floor(probe, between), 1.5),
+                ("floor", floor(probe, between, calm), 1.5),
                 ("SystemMonitor.update", dask_side(between), 0.5),
                 ("jupyter-resource-usage's handler", jupyter_side(between), 0.1),
             ):
                 # The goals are those of a tree that stays as it is.
                 wanted = goal if not what else math.nan
                 bench.pair(f"sample / {name}{what}", ours, side, peer_name=name, goal=wanted, rounds=ROUNDS)
+            if calm.disturbed and not what:
+                print(f"   disturbed by others' new processes: {calm.disturbed} readings", flush=True)
     finally:
         probe.close()
         for child in children:
             child.communicate(b"\n")
+
+
+class Calm:
+    """Readings between which nobody on the machine started a process or a thread."""
+
+    def __init__(self) -> None:
+        self.disturbed = 0
+        self._newest, self._same = b"", 0
+
+    def reading(self, work: Callable[[], Any]) -> Any:
+        """Return what the first ``work`` gives of which that is true, each after a pause."""
+        for _ in range(TRIES):
+            time.sleep(PAUSE)
+            found = work()
+            # Not before it: it would find the kernel's own memory warm.
+            newest = Path("/proc/loadavg").read_bytes().split()[-1]
+            self._same, self._newest = self._same + 1 if newest == self._newest else 0, newest
+            # After a change the tree is listed twice.
+            if self._same >= 2:
+                return found
+        self.disturbed += 1
+        return found
 
 
 def read(probe: Probe) -> Any:
@@ -79,12 +111,15 @@ def start_something() -> None:
     subprocess.run(["true"], check=True)
 
 
-def floor(probe: Probe, between: Callable[[], None]) -> Callable[[], float]:
+def floor(probe: Probe, between: Callable[[], None], calm: Calm) -> Callable[[], float]:
     """Repeat the system calls of one reading."""
-    # Right after another: its files are open.
-    read(probe)
-    between()
-    calls = recorded_calls(probe)
+    if between is nothing:
+        calls = calm.reading(lambda: recorded_calls(probe))
+    else:
+        # Right after another: its files are open.
+        read(probe)
+        between()
+        calls = recorded_calls(probe)
     print(f"   the floor is {len(calls)} system calls: {', '.join(sorted({name for name, _, _ in calls}))}", flush=True)
 
     def side() -> float:
