@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from tests.unit.test_tiers import series as sample_series
 from wiseflow_nb.errors import UsageError
@@ -75,6 +75,7 @@ def test_buckets_keep_the_extremes_of_the_samples() -> None:
     assert rolled.attrs["resolution_seconds"] == 60.0
 
 
+@settings(deadline=None)
 @given(sample_series())
 def test_a_summary_is_in_order_whatever_the_series(samples: list[Sample]) -> None:
     for resolution in ("raw", 10.0):

@@ -78,12 +78,14 @@ def make(tmp_path: Path):
 Make = Callable[..., Archive]
 
 
+@settings(deadline=None)
 @given(sample_series(), st.sampled_from([10.0, 60.0]))
 def test_arrays_are_rolled_up_by_the_recorders_rule(samples: list[Sample], span: float) -> None:
     expected = np.array(roll_up(samples, span)).reshape(-1, 4, WIDTH)
     np.testing.assert_allclose(coarsen(lift(array(samples)), span), expected, rtol=1e-9, atol=1e-3)
 
 
+@settings(deadline=None)
 @given(sample_series(), st.data())
 def test_any_way_through_finer_spans_gives_the_same(samples: list[Sample], data: st.DataObject) -> None:
     rows = array(samples)
@@ -194,7 +196,7 @@ def test_a_range_gets_whole_buckets_and_its_first_row_a_rate(make: Make) -> None
     assert not np.isnan(part.disk_read_bytes_per_second.iloc[0])
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(sample_series(), st.sampled_from([10.0, 60.0, 25.0]))
 def test_rates_over_buckets_are_those_of_the_raw_counters(samples: list[Sample], span: float) -> None:
     made = raw_history(array(samples), resolution=span, rates=True).dropna(subset=["time_seconds"])

@@ -96,6 +96,7 @@ def test_every_column_has_its_kind() -> None:
     assert set(COUNTER_COLUMNS) < set(LAST_COLUMNS)
 
 
+@settings(deadline=None)
 @given(series(), st.sampled_from([10.0, 60.0]))
 def test_rolling_up_one_by_one_is_summing_up_each_run(samples: list[Sample], span: float) -> None:
     runs: list[list[Sample]] = []
@@ -107,6 +108,7 @@ def test_rolling_up_one_by_one_is_summing_up_each_run(samples: list[Sample], spa
     assert all(same(row, summarise(run, span)) for row, run in zip(rows, runs, strict=True))
 
 
+@settings(deadline=None)
 @given(series(), st.data())
 def test_parts_of_a_bucket_merge_to_the_same_whatever_the_split(samples: list[Sample], data: st.DataObject) -> None:
     span = 1e9
@@ -124,6 +126,7 @@ def test_parts_of_a_bucket_merge_to_the_same_whatever_the_split(samples: list[Sa
     assert same(right, whole)
 
 
+@settings(deadline=None)
 @given(series())
 def test_a_mean_lies_between_its_bounds_and_nan_is_no_value(samples: list[Sample]) -> None:
     for row in roll_up(samples, 10.0):
@@ -138,6 +141,7 @@ def test_a_mean_lies_between_its_bounds_and_nan_is_no_value(samples: list[Sample
             assert math.isnan(high)
 
 
+@settings(deadline=None)
 @given(series(), st.sampled_from([10.0, 60.0]))
 def test_rates_over_buckets_are_the_raw_differences(samples: list[Sample], span: float) -> None:
     rows = roll_up(samples, span)
@@ -149,6 +153,7 @@ def test_rates_over_buckets_are_the_raw_differences(samples: list[Sample], span:
         assert after[mono] - before[mono] == second.monotonic_seconds - first.monotonic_seconds
 
 
+@settings(deadline=None)
 @given(series())
 def test_the_mark_of_a_gap_stays_and_its_time_is_not_covered(samples: list[Sample]) -> None:
     rows = roll_up(samples, 60.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -107,6 +108,31 @@ def test_frames_and_chart_data(session: Session, view) -> None:
     assert ranged.index[0] >= cut.floor("us")
     assert ranged.process_cpu_seconds_per_second.notna().all()
     assert [info.session_id for info in view.sessions()] == [session.id]
+
+
+def test_tiers_summary_and_busiest_minutes(session: Session, view) -> None:
+    release = threading.Event()
+    session.tasks.options(name="framed").submit(release.wait, 60)
+    wait_until(lambda: len(view.task_history()) == 1 and view.task_history().started.notna().all())
+    wait_until(lambda: len(view.history()) > 3)
+    made = view.history(since="-1h", resolution="10s")
+    assert made.sample_count.sum() > 3
+    assert {"session_id", "host", "limit_source", "version", "resolution_seconds", "tier"} <= set(made.attrs)
+    assert view.history().attrs["tier"] == "raw"
+    with pytest.raises(UsageError, match="resolution 'fine' is unknown"):
+        view.history(resolution="fine")
+    summary = view.summary(since="-1h")
+    assert summary.loc["memory_limit_bytes", "min"] > 0
+    assert summary.loc["memory_utilization_ratio", "warning_seconds"] >= 0
+    assert len(view.busiest(1, by="process_cpu_seconds_per_second")) == 1
+    assert view.busiest(5, by="memory_working_set_bytes").tasks.explode().dropna().tolist().count("framed") >= 1
+    release.set()
+    number = session.id
+    session.close()
+    with contextlib.closing(open_session(number)) as over:
+        ended = over.history(resolution="60s")
+        assert ended.sample_count.sum() == len(over.history(resolution="raw").dropna(subset=["time_seconds"]))
+        assert over._store().tier_starts()[0] == over._store().tier_starts()[2]
 
 
 def test_alerts_fire_in_the_recorder_and_reach_callbacks_and_views() -> None:

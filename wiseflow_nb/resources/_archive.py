@@ -133,6 +133,8 @@ class Archive:
         attrs: Mapping[str, Any] | None = None,
     ) -> pd.DataFrame:
         """The samples as a frame of one resolution; see ``SessionView.history``."""
+        import numpy as np
+
         span = _history.span_of(resolution)
         newest = self.last_seconds()
         begin, end = _history.moment(since, EARLIEST, newest), _history.moment(until, LATEST, newest)
@@ -141,7 +143,10 @@ class Archive:
         told = {**(attrs or {}), "resolution_seconds": span, "tier": TIER_NAMES[tier]}
         before = begin - LONGEST_INTERVAL_SECONDS - span
         if span == 0.0:
-            return _history.frame(self.rows(before, end), since=begin, until=end, rates=rates, attrs=told)
+            rows = self.rows(before, end)
+            # What came from the file was read for this call; the ring's rows belong to this look.
+            owned = not np.may_share_memory(rows, self._newest)
+            return _history.frame(rows, since=begin, until=end, rates=rates, attrs=told, owned=owned)
         before, after = whole_spans(before, end, span)
         buckets = lift(self.rows(before, after)) if tier == 0 else self.buckets(tier, before, after)
         if span != TIER_SECONDS[tier]:

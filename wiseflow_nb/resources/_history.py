@@ -144,7 +144,8 @@ def _frame(
 
     if not inside.all():
         times, gaps, pieces = times[inside], gaps[inside], [piece[inside] for piece in pieces]
-    values = np.concatenate(pieces, axis=1)
+    # Boolean choice and concatenation copy; a single whole piece is the caller's own or its copy already.
+    values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
     at = np.flatnonzero(gaps)
     at = at[at > 0]
     if len(at):
@@ -169,8 +170,9 @@ def frame(
     since: Moment | None = None,
     until: Moment | None = None,
     attrs: Mapping[str, Any] | None = None,
+    owned: bool = False,
 ) -> pd.DataFrame:
-    """Return samples as a DataFrame with a UTC index named ``time``; always a copy.
+    """Return samples as a DataFrame with a UTC index named ``time``; a copy unless ``owned``.
 
     Before a sample that ends a gap there is a row of NaN, half way through the gap.
 
@@ -184,13 +186,17 @@ def frame(
         First and last moment, both included; see ``moment``.
     attrs
         Goes to ``DataFrame.attrs``.
+    owned
+        The rows were read for this frame alone: it may keep them. Fresh memory for a second copy of a
+        day costs more than reading it.
     """
     rows = rows.reshape(-1, len(SAMPLE_COLUMNS))
     times, newest = rows[:, 0], rows[-1, 0] if len(rows) else math.nan
     first, last = moment(since, -math.inf, newest), moment(until, math.inf, newest)
     # After the rates: the first row of the range has its rate from the row before.
     inside = (times >= first) & (times <= last)
-    pieces, names = [rows], list(SAMPLE_COLUMNS)
+    whole = not rates and bool(inside.all())
+    pieces, names = [rows.copy() if whole and not owned else rows], list(SAMPLE_COLUMNS)
     if rates:
         pieces.append(_rates(rows))
         names.extend(RATES)

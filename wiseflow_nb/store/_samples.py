@@ -21,8 +21,8 @@ from wiseflow_nb.store.tiers import BUCKET_WIDTH, WIDTH, BucketRow, Rollup
 BLOCK_ROWS: tuple[int, ...] = (60, 60, 30)
 #: Blocks that one call of ``forget`` deletes in each tier: 1.9 MB in all, some milliseconds.
 FORGET_BLOCKS = 16
-#: Pages of 4 kB that one call gives back to the file system.
-FORGET_PAGES = 500
+#: Pages of 8 kB that one call gives back to the file system.
+FORGET_PAGES = 250
 
 _SAMPLE = struct.Struct(f"<{WIDTH}d")
 _BUCKET = struct.Struct(f"<{BUCKET_WIDTH}d")

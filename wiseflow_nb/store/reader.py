@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -186,6 +185,7 @@ class StoreReader:
 
     def tier_starts(self) -> tuple[float, ...]:
         """The time of the first sample of each tier; infinity where it has no block."""
+        # One look at the index each; grouped, it would be a walk over all blocks.
         found = [
             self.query("SELECT min(start_seconds) FROM samples WHERE tier = ?", (tier,))[0][0]
             for tier in range(len(TIER_SECONDS))
@@ -194,28 +194,50 @@ class StoreReader:
 
     def last_sample_seconds(self) -> float:
         """The time of the newest sample in any tier; NaN if there is none."""
-        (end,) = self.query("SELECT max(end_seconds) FROM samples")[0]
-        return NAN if end is None else float(end)
+        ends = [
+            end
+            for tier in range(len(TIER_SECONDS))
+            for (end,) in self.query(
+                "SELECT end_seconds FROM samples WHERE tier = ? ORDER BY start_seconds DESC LIMIT 1", (tier,)
+            )
+        ]
+        return max(ends, default=NAN)
 
     def _blocks(self, tier: int, since: float, until: float) -> tuple[np.ndarray, float]:
         """The rows of a tier, shape (n, planes, columns), and the time of the last sample among them."""
         import numpy as np
 
-        found = self.query(
-            "SELECT data, count, end_seconds FROM samples "
-            # The pluses keep SQLite from walking all that began before ``until``: most looks are at the newest.
-            "WHERE tier = ? AND end_seconds >= ? AND +start_seconds <= ? ORDER BY +start_seconds",
-            (tier, since, until),
-        )
-        planes, wanted = (1 if tier == 0 else 4), len(SAMPLE_COLUMNS)
-        pieces = []
-        for width, blocks in itertools.groupby(found, lambda row: len(row[0]) // (8 * row[1])):
-            # One array for all blocks of one width: an array a block would cost more than the data.
-            rows = np.frombuffer(b"".join(row[0] for row in blocks), dtype="<f8").reshape(-1, planes, width // planes)
-            pieces.append(fit_columns(rows, wanted))
+        planes, wanted, last = (1 if tier == 0 else 4), len(SAMPLE_COLUMNS), -math.inf
+        # The plus keeps SQLite from walking all that began before ``until``: most looks are at the newest.
+        # In the order of their ends, which the index has: to sort them would be to copy every block.
+        chosen = "FROM samples WHERE tier = ? AND end_seconds >= ? AND +start_seconds <= ?"
+        runs: list[list[int]] = []
+        # One array of the right size, filled block by block: a list of the blocks and a second copy to
+        # join them are fresh memory, which for a day costs more than the reading.
+        with self._lock:
+            # Both questions see the same state of a file that is being written.
+            self._db.execute("BEGIN")
+            try:
+                ((size,),) = self._db.execute(f"SELECT total(length(data)) {chosen}", (tier, since, until))
+                raw, end = np.empty(int(size), dtype="u1"), 0
+                room = raw.data
+                for data, count, end_seconds in self._db.execute(
+                    f"SELECT data, count, end_seconds {chosen} ORDER BY end_seconds", (tier, since, until)
+                ):
+                    begin, end = end, end + len(data)
+                    room[begin:end] = data
+                    last = max(last, end_seconds)
+                    width = len(data) // (8 * planes * count)
+                    if not runs or runs[-1][0] != width:
+                        runs.append([width, begin // 8, 0])
+                    runs[-1][2] = end // 8
+            finally:
+                self._db.execute("COMMIT")
+        values = raw.view("<f8")
+        pieces = [fit_columns(values[begin:end].reshape(-1, planes, width), wanted) for width, begin, end in runs]
         if not pieces:
-            return np.empty((0, planes, wanted)), -math.inf
-        return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)), max(row[2] for row in found)
+            return np.empty((0, planes, wanted)), last
+        return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)), last
 
     def commands(self, limit: int = 10_000) -> list[tuple[Any, ...]]:
         """The newest commands, oldest first: who asked what and when, and what came of it (``COMMAND_COLUMNS``).

@@ -8,7 +8,7 @@ import time
 #: A step that took longer than this takes fewer rows the next time, one much shorter takes more.
 STEP_SECONDS = 0.010
 LEAST_ROWS, MOST_ROWS = 16, 500
-VACUUM_PAGES = 64
+VACUUM_PAGES = 32
 #: Too large a file loses its oldest rows, but never what is as young as this.
 YOUNG_SECONDS = 600.0
 WATCH_SECONDS = 60.0
