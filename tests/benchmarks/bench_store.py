@@ -131,20 +131,28 @@ print(json.dumps(took))
 """
 
 
+#: What the main thread does meanwhile, and how many rounds of Python lie between two system calls. Some
+#: milliseconds apart they are the worst case of CPython's lock: each wakes the waiting thread, too late,
+#: and begins anew the 5 ms after which it may ask for the lock.
+_BUSY = {
+    "": 0,
+    ", the main thread in pure Python": 200_000,
+    ", the main thread with a system call every few milliseconds": 2000,
+}
+
+
 def _commands(bench: Bench) -> None:
     """From the call in a second process to its answer, which is after the session has acted."""
-    for kind in ("idle", "busy"):
+    for what, rounds in _BUSY.items():
         with Session(title="bench") as session:
             arguments = [sys.executable, "-c", _COMMANDER, str(session.directory)]
             child = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-            if kind == "busy":
-                # Pure Python on the main thread, that gives nothing up by itself.
-                while child.poll() is None:
-                    for _ in range(2000):
-                        sum(range(100))
+            while rounds and child.poll() is None:
+                for _ in range(rounds):
+                    sum(range(100))
             out, _ = child.communicate()
         took = sorted(json.loads(out))
-        name = "a command from another process" + (", the main thread in pure Python" if kind == "busy" else "")
+        name = f"a command from another process{what}"
         bench.note(name, statistics.median(took) * 1e3, "ms at the median", goal=100.0)
         bench.note(f"{name}, worst of {len(took)}", took[-1] * 1e3, "ms")
 
