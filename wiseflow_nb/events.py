@@ -50,7 +50,7 @@ class EventBus:
         for subscriber in self._subscribers:
             try:
                 subscriber(event)
-            except Exception:  # user code: counted here, logged with its traceback
+            except BaseException:
                 with self._lock:
                     self.failures += 1
                 logger.exception("an event subscriber failed on %r", event.kind)

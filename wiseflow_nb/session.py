@@ -104,7 +104,7 @@ class Session:
         )
         self.monitor.after_callbacks = self._after_alert
         self.monitor.on_own_alert = functools.partial(self._put, "alert")
-        self.monitor.on_rules_change = self._rules_changed
+        self.monitor.on_own_event = functools.partial(self._put, "event")
         self.pool = ThreadPoolManager(settings=self._settings, clock=clock)
         room = memory_gauges(self.monitor, lambda: self._settings, clock)
         self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed, **room)
@@ -136,6 +136,8 @@ class Session:
             in_process=not self._settings.recorder_enabled or in_memory(self._root),
             clock=clock,
         )
+        # Only now is there a recorder to tell.
+        self.monitor.on_rules_change = self._rules_changed
         self._governor = Governor(
             monitor=self.monitor,
             pool=self.pool,

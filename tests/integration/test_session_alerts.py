@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from wiseflow_nb.config import load_settings
+from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import AlertTransition
 from wiseflow_nb.session import Session, open_session
 from wiseflow_nb.view import StoreView
@@ -79,6 +80,21 @@ def test_a_rule_with_a_function_is_recorded_and_answered_all_the_same(session: S
     frame = ended.alert_history()
     assert list(frame[frame.rule == "mine"].kind) == ["fired", "resolved"]
     ended.close()
+
+
+def test_a_function_that_fails_is_on_record_and_a_wrong_argument_harms_nothing(session: Session) -> None:
+    with pytest.raises(UsageError, match="phrase=7"):
+        session.monitor.add_rule("bad", "process_count", warning=1, phrase=7)  # type: ignore[arg-type]
+    session.monitor.add_rule("broken", lambda sample: 1 / 0, warning=1)
+
+    def recorded() -> bool:
+        session.sync()
+        return "rule_failed" in set(session.events().kind)
+
+    wait_until(recorded)
+    before = session.monitor.latest()
+    wait_until(lambda: session.monitor.latest() != before)
+    assert "recorder_restarted" not in set(session.events().kind)
 
 
 def test_a_task_that_does_not_stop_is_told_as_stalled(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

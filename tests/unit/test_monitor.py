@@ -352,3 +352,92 @@ def test_alone_it_samples_faster_while_somebody_works_or_looks() -> None:
         assert monitor._sampler.interval(clock.monotonic()) == 1.0
         clock.advance(6.0)
         assert monitor._sampler.interval(clock.monotonic()) == 10.0
+
+
+def test_a_callback_that_hangs_or_exits_holds_up_no_announcement() -> None:
+    monitor = ResourceMonitor(Settings(), probe=ScriptedProbe([Sample()], LIMITS), ring_path="/nowhere/ring")
+    gate, published, told = threading.Event(), threading.Event(), []
+
+    def publish(event: EventRecord) -> None:
+        told.append(event.message)
+        if len(told) == 3:
+            published.set()
+        raise SystemExit  # as bad as a subscriber can be
+
+    def hang(item: AlertTransition) -> None:
+        gate.wait(30)
+        raise SystemExit
+
+    heard: list[str] = []
+    monitor.bus.subscribe(publish)
+    monitor.add_callback(hang)
+    monitor.add_callback(lambda item: heard.append(item.alert_id))
+    with monitor:
+        for number in range(3):
+            monitor.deliver(transition(number))
+        assert published.wait(10)
+        assert heard == []
+        gate.set()
+    assert heard == ["a0", "a1", "a2"]
+    assert monitor.callback_failures == 3
+
+
+def test_a_callback_that_hangs_is_told_of_once() -> None:
+    clock = FakeClock()
+    monitor = ResourceMonitor(
+        Settings(), probe=ScriptedProbe([Sample()], LIMITS), ring_path="/nowhere/ring", clock=clock
+    )
+    gate, began, events = threading.Event(), threading.Event(), []
+    last = threading.Event()
+
+    def hang(item: AlertTransition) -> None:
+        began.set()
+        gate.wait(30)
+
+    monitor.bus.subscribe(lambda event: (events.append(event), last.set() if "last" in event.message else None))
+    monitor.add_callback(hang)
+    with monitor:
+        monitor.deliver(transition(0))
+        assert began.wait(10)
+        clock.advance(31.0)
+        monitor.deliver(transition(1))
+        monitor.deliver(replace(transition(2), message="the last"))
+        assert last.wait(10)
+        gate.set()
+    assert [event.kind for event in events].count("callback_hangs") == 1
+
+
+def test_what_cannot_be_called_is_no_callback() -> None:
+    _, monitor = alone()
+    with pytest.raises(UsageError, match="alert callback 5 cannot be called"):
+        monitor.add_callback(5)  # type: ignore[arg-type]
+
+
+def test_a_function_takes_the_place_of_a_rule_of_its_name_and_resource_and_of_no_other() -> None:
+    _, monitor = alone()
+    monitor.add_rule("lag", "process_count", warning=1, resource="db")
+    monitor.add_rule("lag", "process_count", warning=1, resource="proc")
+    monitor.add_rule("lag", lambda sample: 0.0, warning=1, resource="db")
+    monitor.add_rule("cpu high", lambda sample: 0.0, warning=1, resource="cpu")
+    plan = monitor.plan()
+    assert [(rule.name, rule.resource) for rule in plan.rules] == [("lag", "proc")]
+    assert ("cpu high", "cpu") not in {(rule.name, rule.resource) for rule in plan.all_rules()}
+    monitor.add_rule("lag", "process_count", warning=1, resource="db")
+    assert ("lag", "db") not in monitor.plan().replaced
+    assert monitor.remove_rule("cpu high")
+    assert ("cpu high", "cpu") in {(rule.name, rule.resource) for rule in monitor.plan().all_rules()}
+
+
+def test_a_probe_that_exits_does_not_end_the_sampling() -> None:
+    class Exiting(FailingProbe):
+        def read(self, **stamps: object) -> Sample:
+            if self.failures:
+                self.failures -= 1
+                raise SystemExit
+            return super().read(**stamps)
+
+    clock, probe = FakeClock(), Exiting(2)
+    monitor = ResourceMonitor(Settings(resource_check_interval=1.0), probe=probe, clock=clock)
+    with monitor:
+        until(clock, probe.worked)
+    assert monitor.sampler_failures == 2

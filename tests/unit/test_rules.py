@@ -8,6 +8,7 @@ import math
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from wiseflow_nb.errors import UsageError
@@ -192,6 +193,11 @@ def test_a_rule_can_watch_for_too_little() -> None:
         ({"clear_factor": 0.0}, "clear_factor=0"),
         ({"name": ""}, "name and resource"),
         ({"repeat_seconds": "often"}, "repeat_seconds='often'"),
+        ({"phrase": 7}, "phrase=7 is not a text"),
+        ({"unit": 5}, "unit=5 is not a text"),
+        ({"name": 3}, "name=3 is not a text"),
+        ({"resource": None}, "resource=None is not a text"),
+        ({"below": "x"}, "below='x' is neither True nor False"),
     ],
 )
 def test_a_rule_that_cannot_be_judged_is_refused(change: dict[str, object], what: str) -> None:
@@ -213,3 +219,26 @@ def test_what_people_read() -> None:
 def test_no_trend_rule_where_the_settings_say_never() -> None:
     names = {rule.name for rule in builtin_rules(replace(PLAN, memory_full_within=0.0, disk_full_within=0.0))}
     assert names == {"cpu high", "memory high", "disk high", "out of memory", "sampler starved"}
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    rule = checked(AlertRule("n", "r", "process_count", np.int64(5), np.float32(6.0)))
+    assert (rule.warning, rule.critical) == (5.0, 6.0)
+    assert json.loads(json.dumps(to_json_dict(rule)))["warning"] == 5.0
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_negative_level_clears_beyond_itself(below: bool) -> None:
+    rule = AlertRule("n", "r", "system_load1", -1.0, -1.0, for_seconds=0, keep_seconds=0, clear_factor=0.5, below=below)
+    engine = AlertEngine([checked(rule)])
+    just, beyond = (-1.3, 0.5) if below else (-0.7, -2.6)
+    found = [item.kind for second in range(20) for item in engine.observe(at(second, system_load1=just))]
+    assert found == ["fired"]
+    assert [item.kind for item in engine.observe(at(20, system_load1=beyond))] == ["resolved"]
+
+
+def test_an_alert_that_ends_with_the_watching_does_not_claim_to_be_over() -> None:
+    engine = AlertEngine([AlertRule("cpu high", "cpu", "cpu_utilization_ratio", 0.7, 0.9, for_seconds=0)])
+    engine.observe(at(0, cpu_utilization_ratio=0.8))
+    (ended,) = engine.finish(10.0)
+    assert ended.message == "cpu high: cpu was at 80 % when watching ended, after 10.0 s (worst: 80 %)"

@@ -98,6 +98,7 @@ def settings_from(values: Mapping[str, Any]) -> RecorderSettings:
                 **plan,
                 "alerts": AlertPlan(**{**alerts, "thresholds": thresholds}),
                 "rules": tuple(rule_from(rule) for rule in plan["rules"]),
+                "replaced": tuple((str(name), str(resource)) for name, resource in plan["replaced"]),
             }
         ),
         values["public"],

@@ -184,7 +184,8 @@ class AlertEngine:
         An open alert whose levels changed stays open; the next samples judge it by the new levels.
         """
         fresh: dict[Key, AlertRule] = {(rule.name, rule.resource): rule for rule in rules}
-        resolved = [item for key in self._rules.keys() - fresh.keys() for item in self._resolve(key, now)]
+        gone = self._rules.keys() - fresh.keys()
+        resolved = [item for key in gone for item in self._resolve(key, now, "its rule was removed")]
         status = {}
         for key, rule in fresh.items():
             before = self._status.get(key, _Status())
@@ -209,7 +210,7 @@ class AlertEngine:
 
     def finish(self, now: float) -> list[AlertTransition]:
         """Resolve every open alert: sampling ends at ``now`` (epoch seconds)."""
-        return [item for key in self._rules for item in self._resolve(key, now)]
+        return [item for key in self._rules for item in self._resolve(key, now, "watching ended")]
 
     def active(self) -> tuple[AlertView, ...]:
         """The open alerts."""
@@ -236,14 +237,14 @@ class AlertEngine:
     def _is_open(self, alert_id: str) -> bool:
         return bool(alert_id) and any(status.alert_id == alert_id for status in self._status.values())
 
-    def _resolve(self, key: Key, now: float) -> list[AlertTransition]:
+    def _resolve(self, key: Key, now: float, why: str) -> list[AlertTransition]:
         before = self._status[key]
         if not before.open:
             return []
         after = _Status(value=before.value)
         self._status[key] = after
         self._forget(before.alert_id)
-        return [_transition(self._rules[key], before, after, "resolved", before.value, now, ())]
+        return [_transition(self._rules[key], before, after, "resolved", before.value, now, (), ended=why)]
 
     def _forget(self, alert_id: str) -> None:
         self._acknowledged.discard(alert_id)
@@ -263,6 +264,7 @@ def _transition(
     wall: float,
     top: tuple[tuple[int, str, float, float], ...],
     detail: str = "",
+    ended: str = "",
 ) -> AlertTransition:
     told = before if kind == "resolved" else after
     level = _level(rule, told.severity)
@@ -271,7 +273,10 @@ def _transition(
     text = shown(value, rule.unit)
     if kind == "resolved":
         lasted = duration(max(wall - started, 0.0))
-        if rule.phrase:
+        if ended:  # nothing is known to have become better
+            message = f"{rule.name}: {rule.resource} was at {text} when {ended}, after {lasted}"
+            message += f" (worst: {shown(peak, rule.unit)})"
+        elif rule.phrase:
             message = f"{rule.name} is over after {lasted} (worst: {shown(peak, rule.unit)})"
         else:
             message = f"{rule.resource} is back at {text} after {lasted} (peak {shown(peak, rule.unit)})"

@@ -1,4 +1,8 @@
-"""Tells people of alerts: logged, published, handed to callbacks, in this order, on a thread of its own."""
+"""Tells people of alerts: logged, published, handed to callbacks, in this order.
+
+Two threads: one logs and publishes, the other calls, so that a callback that hangs holds up the other
+callbacks and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from wiseflow_nb.clock import Clock
+from wiseflow_nb.errors import UsageError
 from wiseflow_nb.events import EventBus
 from wiseflow_nb.records import AlertTransition, EventRecord, Severity, to_json_dict
 
@@ -17,6 +22,8 @@ logger = logging.getLogger("wiseflow_nb.alerts")
 AlertCallback = Callable[[AlertTransition], None]
 QUEUE_LIMIT = 1000
 SLOW_CALLBACK_SECONDS = 1.0
+#: A callback that runs so long is told of when the next alert comes.
+HANGING_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +48,18 @@ class _Entry:
 
 
 class Announcer:
-    """A bounded queue of transitions and the thread that works it off."""
+    """Two bounded queues of transitions, and the threads that work them off."""
 
     def __init__(self, bus: EventBus, clock: Clock) -> None:
         self._bus, self._clock = bus, clock
         self._queue: queue.Queue[AlertTransition | None] = queue.Queue(QUEUE_LIMIT)
+        self._calls: queue.Queue[AlertTransition | None] = queue.Queue(QUEUE_LIMIT)
         self._lock = threading.Lock()
         self._entries: tuple[_Entry, ...] = ()
-        self._thread: threading.Thread | None = None
+        self._threads: tuple[threading.Thread, ...] = ()
+        #: The callback that runs now, and since when (monotonic seconds).
+        self._running: tuple[str, float] | None = None
+        self._hang_told = False
         #: Called after the others: what the library itself does about an alert.
         self.last: AlertCallback | None = None
         self.dropped = 0
@@ -59,7 +70,15 @@ class Announcer:
         return tuple(entry.stats for entry in self._entries)
 
     def add(self, callback: AlertCallback) -> None:
-        """Call this for every transition, too."""
+        """Call this for every transition, too.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be called.
+        """
+        if not callable(callback):
+            raise UsageError(f"alert callback {callback!r} cannot be called; give a function of the transition")
         with self._lock:
             self._entries = (*self._entries, _Entry(callback))
 
@@ -71,39 +90,64 @@ class Announcer:
 
     def deliver(self, transition: AlertTransition) -> None:
         """Queue a transition; never blocks."""
+        self._put(self._queue, transition)
+
+    def _put(self, waiting: queue.Queue[AlertTransition | None], transition: AlertTransition) -> None:
         try:
-            self._queue.put_nowait(transition)
+            waiting.put_nowait(transition)
         except queue.Full:
-            self.dropped += 1
+            with self._lock:
+                self.dropped += 1
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="wiseflow-alerts", daemon=True)
-        self._thread.start()
+        """Start the threads."""
+        self._threads = (
+            threading.Thread(target=self._announce, name="wiseflow-alerts", daemon=True),
+            threading.Thread(target=self._call_all, name="wiseflow-callbacks", daemon=True),
+        )
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Work off what is queued, for ``timeout`` seconds at most, and end the thread."""
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=timeout)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+        """Work off what is queued, for ``timeout`` seconds a queue at most, and end the threads."""
+        for thread, waiting in zip(self._threads, (self._queue, self._calls), strict=False):
+            with contextlib.suppress(queue.Full):
+                waiting.put(None, timeout=timeout)
+            if thread is not threading.current_thread():
+                thread.join(timeout)
 
-    def _run(self) -> None:
+    def _announce(self) -> None:
         while (transition := self._queue.get()) is not None:
             if not transition.silenced:
                 _log(transition)
             event = EventRecord(transition.time_seconds, "alert", transition.message, to_json_dict(transition))
             self._bus.publish(event)
-            if transition.silenced:
-                continue
+            if not transition.silenced:
+                self._put(self._calls, transition)
+            self._look_for_hang()
+
+    def _look_for_hang(self) -> None:
+        running, now = self._running, self._clock.monotonic()
+        if running is None or now - running[1] <= HANGING_SECONDS:
+            self._hang_told = False
+        elif not self._hang_told:
+            self._hang_told = True
+            message = f"alert callback {running[0]} has run for {now - running[1]:.0f} s; the others wait for it"
+            logger.error("%s", message)
+            self._bus.publish(EventRecord(self._clock.time(), "callback_hangs", message))
+
+    def _call_all(self) -> None:
+        while (transition := self._calls.get()) is not None:
             for entry in (*self._entries, *(() if self.last is None else (_Entry(self.last),))):
+                self._running = (entry.stats.name, self._clock.monotonic())
                 self._call(entry, transition)
+                self._running = None
 
     def _call(self, entry: _Entry, transition: AlertTransition) -> None:
         started, failed = self._clock.monotonic(), False
         try:
             entry.callback(transition)
-        except Exception:  # user code: counted here, logged with its traceback
+        except BaseException:
             failed = True
             self.failures += 1
             logger.exception("an alert callback failed")

@@ -58,6 +58,18 @@ class FunctionRules:
         if self._running:
             self._ensure_thread()
 
+    def keys(self) -> tuple[tuple[str, str], ...]:
+        """Name and resource of each rule."""
+        with self._lock:
+            return tuple(self._rules)
+
+    def discard(self, key: tuple[str, str]) -> None:
+        """Forget one rule, if it is there; an open alert is resolved."""
+        with self._lock:
+            self._rules.pop(key, None)
+            resolved = self._engine.replace_rules([item for item, _ in self._rules.values()], self._clock.time())
+        self._tell(resolved)
+
     def remove(self, name: str) -> bool:
         """Forget the rules of a name; an open alert is resolved. Return whether there was one."""
         with self._lock:
@@ -126,7 +138,7 @@ class FunctionRules:
             told = watcher(sample)
             value, detail = told if isinstance(told, tuple) else (told, "")
             value, detail = float(value), str(detail)
-        except Exception as error:  # user code: counted here, told once until it works again
+        except BaseException as error:
             self.failures += 1
             if key not in self._failing:
                 self._failing.add(key)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from numbers import Real
 
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.resources._signals import WATCHABLE
@@ -39,7 +40,8 @@ class AlertRule:
     keep_seconds
         It must stay clear so long to resolve; default 15.
     clear_factor
-        It is clear below ``level x clear_factor`` (above ``level / clear_factor`` with ``below``).
+        It is clear below ``level x clear_factor`` (above ``level / clear_factor`` with ``below``; of a
+        negative level, as far beyond it).
     unit
         What people read: ``ratio`` is shown in percent, ``seconds`` as a duration, any other as it is.
     below
@@ -77,7 +79,11 @@ class AlertRule:
 
     def clear(self, value: float, level: float) -> bool:
         """Whether a value is so far from the level that it may resolve."""
-        return value > level / self.clear_factor if self.below else value < level * self.clear_factor
+        # By the level's size, so that a negative level, too, clears beyond itself and not before.
+        size = abs(level)
+        if self.below:
+            return value > level + size * (1.0 / self.clear_factor - 1.0)
+        return value < level - size * (1.0 - self.clear_factor)
 
     def worse(self, one: float, other: float) -> float:
         """The worse of two values; a NaN loses."""
@@ -87,14 +93,20 @@ class AlertRule:
 
 
 def checked(rule: AlertRule) -> AlertRule:
-    """Return the rule, if it can be judged.
+    """Return the rule, its numbers as floats, if it can be judged.
 
     Raises
     ------
     UsageError
         Names the field, its value and what is allowed.
     """
+    for name in ("name", "resource", "column", "unit", "phrase"):
+        if not isinstance(getattr(rule, name), str):
+            raise UsageError(f"rule {str(rule.name)[:64]!r}: {name}={getattr(rule, name)!r} is not a text; give one")
     where = f"rule {rule.name[:64]!r}"
+    for name in ("below", "survives_gaps"):
+        if not isinstance(getattr(rule, name), bool):
+            raise UsageError(f"{where}: {name}={getattr(rule, name)!r} is neither True nor False; give one of them")
     if not rule.name or not rule.resource:
         raise UsageError(f"{where}: name and resource must not be empty; give both a word")
     if rule.column != FUNCTION and rule.column not in WATCHABLE:
@@ -102,10 +114,13 @@ def checked(rule: AlertRule) -> AlertRule:
             f"{where}: column {rule.column[:64]!r} is not one of the samples'; give one of "
             "Sample._fields, <counter>_per_second, or " + ", ".join(WATCHABLE[-4:])
         )
+    numbers: dict[str, float] = {}
     for name in ("warning", "critical", "for_seconds", "keep_seconds", "clear_factor", "repeat_seconds"):
         value = getattr(rule, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        # numpy's numbers are Real, too.
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
             raise UsageError(f"{where}: {name}={value!r} is not a finite number; give one")
+        numbers[name] = float(value)
     if (rule.critical > rule.warning) if rule.below else (rule.critical < rule.warning):
         wanted = "at most" if rule.below else "at least"
         raise UsageError(f"{where}: critical={rule.critical:g} must be {wanted} warning={rule.warning:g}")
@@ -113,7 +128,7 @@ def checked(rule: AlertRule) -> AlertRule:
         raise UsageError(f"{where}: for_seconds, keep_seconds and repeat_seconds must be 0 or more")
     if not 0 < rule.clear_factor <= 1:
         raise UsageError(f"{where}: clear_factor={rule.clear_factor:g} must be above 0 and at most 1")
-    return rule
+    return replace(rule, **numbers)  # type: ignore[arg-type]
 
 
 def rule_from(values: Mapping[str, object]) -> AlertRule:

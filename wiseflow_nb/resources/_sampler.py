@@ -49,7 +49,8 @@ class SamplingPlan:
     """How often to sample and what to judge. Seconds.
 
     ``busy_interval`` holds while somebody works or watches, ``idle_interval`` else; one that was set
-    explicitly is honoured always. ``rules`` are the user's, beside the built-in ones of ``alerts``.
+    explicitly is honoured always. ``rules`` are the user's, beside the built-in ones of ``alerts``;
+    ``replaced`` are (name, resource) of built-in ones that a rule judged elsewhere stands in for.
     """
 
     idle_interval: float = 10.0
@@ -59,6 +60,7 @@ class SamplingPlan:
     rules: tuple[AlertRule, ...] = ()
     disk_path: str = "."
     revision: int = 0
+    replaced: tuple[tuple[str, str], ...] = ()
 
     def interval(self, *, busy: bool, watched: bool) -> float:
         """The interval in force: explicit always, else the shortest that somebody needs.
@@ -75,7 +77,7 @@ class SamplingPlan:
 
     def all_rules(self) -> tuple[AlertRule, ...]:
         """The built-in rules and the user's; one of the user's replaces a built-in one of its name."""
-        own = {(rule.name, rule.resource) for rule in self.rules}
+        own = {(rule.name, rule.resource) for rule in self.rules} | set(self.replaced)
         built_in = (rule for rule in builtin_rules(self.alerts) if (rule.name, rule.resource) not in own)
         return (*built_in, *self.rules)
 
@@ -111,7 +113,7 @@ class Sampler:
         on_sample: Callable[[Sample], None],
         on_alert: Callable[[AlertTransition], None],
         on_event: Callable[[EventRecord], None],
-        on_error: Callable[[Exception], None] | None = None,
+        on_error: Callable[[BaseException], None] | None = None,
         resumed: bool = False,
     ) -> None:
         self._probe, self._keep, self._plan, self._clock = probe, keep, plan, clock
@@ -213,7 +215,7 @@ class Sampler:
             return schedule.deadline - now
         try:
             self._take(now)
-        except Exception as error:  # a user's probe, where the caller asked to hear of it
+        except BaseException as error:  # a user's probe, where the caller asked to hear of it
             if self._on_error is None:
                 raise
             self._on_error(error)

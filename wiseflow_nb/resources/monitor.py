@@ -153,9 +153,11 @@ class ResourceMonitor:
         self.bus = EventBus() if bus is None else bus
         self._announcer = Announcer(self.bus, clock)
         self._rules: dict[tuple[str, str], AlertRule] = {}
-        self._functions = FunctionRules(self.latest, clock, self._own_alert, self.bus.publish)
+        self._functions = FunctionRules(self.latest, clock, self._own_alert, self._own_event)
         #: Told of the alerts of rules with a function, before they are announced.
         self.on_own_alert: Callable[[AlertTransition], None] | None = None
+        #: Told of what goes wrong with them, before it is published.
+        self.on_own_event: Callable[[EventRecord], None] | None = None
         #: Told when the rules change, where another process judges them.
         self.on_rules_change: Callable[[], None] | None = None
         self.sampler_failures = 0
@@ -233,7 +235,8 @@ class ResourceMonitor:
 
     def plan(self, revision: int = 0) -> SamplingPlan:
         """How often is sampled and what is judged, by the settings and the rules that were added."""
-        return sampling_plan(self._settings, tuple(self._rules.values()), revision)
+        plan = sampling_plan(self._settings, tuple(self._rules.values()), revision)
+        return replace(plan, replaced=self._functions.keys())
 
     def set_busy(self, busy: bool) -> None:
         """Alone: work runs (or none does any more), so sample at the busy interval (or the idle one)."""
@@ -430,21 +433,25 @@ class ResourceMonitor:
                 phrase=phrase,
             )
         )
+        key = (rule.name, rule.resource)
         if isinstance(watch, str):
-            self._functions.remove(name)
-            self._rules = {**self._rules, (rule.name, rule.resource): rule}
-            self._rules_changed()
+            self._functions.discard(key)
+            self._rules = {**self._rules, key: rule}
         else:
+            self._rules = {other: item for other, item in self._rules.items() if other != key}
             self._functions.add(rule, watch)
+        # A rule with a function, too, takes the place of one that is judged elsewhere.
+        self._rules_changed()
         return rule
 
     def remove_rule(self, name: str) -> bool:
         """Forget an added rule; its open alert is resolved. Return whether there was one of that name."""
-        gone = [key for key in self._rules if key[0] == name]
+        left = {key: rule for key, rule in self._rules.items() if key[0] != name}
+        gone = self._functions.remove(name) or len(left) < len(self._rules)
+        self._rules = left
         if gone:
-            self._rules = {key: rule for key, rule in self._rules.items() if key[0] != name}
             self._rules_changed()
-        return self._functions.remove(name) or bool(gone)
+        return gone
 
     def acknowledge(self, alert_id: str) -> bool:
         """Mark an open alert that is judged in this process as seen: it is not repeated."""
@@ -560,7 +567,12 @@ class ResourceMonitor:
     def _sampled(self, sample: Sample) -> None:
         self._sampler_fails = False
 
-    def _failed(self, error: Exception) -> None:
+    def _own_event(self, event: EventRecord) -> None:
+        if self.on_own_event is not None:
+            self.on_own_event(event)
+        self.bus.publish(event)
+
+    def _failed(self, error: BaseException) -> None:
         self.sampler_failures += 1
         if not self._sampler_fails:
             # A user's probe: told once until it works again.
