@@ -259,6 +259,17 @@ class TaskRecord:
     retry_of: str = ""
     rev: int = 0
 
+    @property
+    def share_done(self) -> float:
+        """The progress as screens show it, 0-1: what the task told last, and 1 once it completed; NaN if it told none.
+
+        Examples
+        --------
+        >>> TaskRecord("t1", "etl", TaskState.COMPLETED, progress=0.98).share_done
+        1.0
+        """
+        return 1.0 if self.state is TaskState.COMPLETED and self.progress == self.progress else self.progress
+
 
 @dataclass(frozen=True, slots=True)
 class TaskTransition:

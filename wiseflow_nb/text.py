@@ -60,7 +60,7 @@ def tasks_text(records: Iterable[TaskRecord], width: int = 0, paint: Callable[[s
             record.name,
             str(record.state),
             record.priority.name.lower(),
-            percent(record.progress),
+            percent(record.share_done),
             duration(record.queue_seconds),
             duration(record.wall_seconds),
             duration(record.cpu_seconds),

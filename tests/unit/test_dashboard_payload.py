@@ -87,6 +87,9 @@ def test_rows_are_compact_and_json() -> None:
     row = payload.task_row(task)
     assert row == ["t1", "etl", 2, 2, 0.123, 5.0, None, None, None, 0, 1, "one"]
     assert payload.STATES[row[2]] == "running"
+    assert payload.task_row(replace(task, state=TaskState.COMPLETED))[4] == 1.0
+    assert payload.task_row(replace(task, state=TaskState.FAILED))[4] == 0.123
+    assert payload.task_row(TaskRecord("t2", "silent", TaskState.COMPLETED))[4] is None
     waiting = payload.task_row(replace(task, state=TaskState.WAITING, created_seconds=3.0))
     assert waiting[5] == 3.0
     assert payload.task_row(replace(task, state=TaskState.LOST))[5] is None

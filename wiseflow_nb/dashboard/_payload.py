@@ -247,7 +247,7 @@ def task_row(task: TaskRecord) -> list[Any]:
         task.name,
         _STATE_INDEX[task.state],
         int(task.priority),
-        number(task.progress),
+        number(task.share_done),
         None if task.state.terminal else number(since, 1),
         number(task.queue_seconds),
         None if task.state in _ACTIVE else number(task.wall_seconds),
