@@ -1,4 +1,4 @@
-"""Real servers for the browser tests: JupyterLab and the standalone dashboard, as child processes."""
+"""Real servers for the tests: JupyterLab, Voilà and the standalone dashboard, as child processes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import psutil
 
 TOKEN = "a-token-for-tests"
 
@@ -62,20 +63,30 @@ def serving(command: list[str], url: str, environment: dict[str, str], log: Path
                 time.sleep(0.2)
             yield child
         finally:
+            kernels = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
             child.terminate()
             try:
                 child.wait(20)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+            _, left = psutil.wait_procs(kernels, timeout=5)
+            for kernel in left:
+                kernel.kill()
+            psutil.wait_procs(left, timeout=5)
+
+
+def write_notebook(path: Path, cells: list[str]) -> None:
+    """A notebook of these code cells for the default kernel."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
 
 
 @contextlib.contextmanager
 def jupyter_lab(directory: Path, cells: list[str]) -> Iterator[str]:
     """Serve a notebook of these cells in JupyterLab; yield its URL."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, directory / "work.ipynb")
+    write_notebook(directory / "work.ipynb", cells)
     port = free_port()
     command = [
         sys.executable,
@@ -107,3 +118,40 @@ def dashboard_server(directory: Path, *options: str) -> Iterator[str]:
     with serving(command, health, environment, log):
         printed = re.search(r"http://\S+token=\S+", log.read_text())
         yield printed.group(0) if printed else f"{base}/?token={TOKEN}"
+
+
+TEMPLATE_INDEX = """{% extends 'voila/templates/lab/index.html.j2' %}
+{%- block notebook_css -%}
+{% set plain = super() %}
+{{ plain | replace('https://cdn.jsdelivr.net/npm/@fortawesome/fontawesome-free@^5/css/all.min.css', 'data:text/css,')
+| replace('https://cdn.jsdelivr.net/npm/@fortawesome/fontawesome-free@^5/css/v4-shims.min.css', 'data:text/css,') }}
+{%- endblock notebook_css -%}
+"""
+
+
+def write_template(root: Path) -> Path:
+    """A Voilà template ``plain`` below ``root`` (for ``JUPYTER_PATH``) that loads nothing from a CDN."""
+    folder = root / "voila" / "templates" / "plain"
+    folder.mkdir(parents=True)
+    (folder / "conf.json").write_text('{"base_template": "lab"}')
+    (folder / "index.html.j2").write_text(TEMPLATE_INDEX)
+    return root
+
+
+@contextlib.contextmanager
+def voila(directory: Path, source: str, *, theme: str = "light", extra_path: str = "") -> Iterator[str]:
+    """Serve one code cell with Voilà, without the dashboard's own template; yield its URL."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "page.ipynb"
+    write_notebook(path, [source])
+    port = free_port()
+    environment = private_environment(directory)
+    environment["JUPYTER_PATH"] = str(write_template(directory / "share"))
+    environment["PYTHONPATH"] = os.pathsep.join(
+        item for item in (extra_path, environment.get("PYTHONPATH", "")) if item
+    )
+    command = [sys.executable, "-m", "voila", str(path), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
+    command += ["--Voila.port_retries=0", "--template=plain", f"--theme={theme}"]
+    base = f"http://127.0.0.1:{port}/"
+    with serving(command, f"{base}voila/static/voila.js", environment, directory / "voila.log"):
+        yield base

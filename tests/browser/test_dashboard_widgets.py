@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import voila
+from tests.servers import voila
+
 from .fake_view import EVIL
 
 pytestmark = [pytest.mark.browser, pytest.mark.kernel]

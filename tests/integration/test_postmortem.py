@@ -137,7 +137,7 @@ def test_a_kernel_taken_by_the_oom_killer_is_explained_with_the_task_that_grew(g
     report = report_of(session_id)
     facts = report.facts
     assert facts.info.state is SessionState.CRASHED
-    assert (report.cause.kind, report.cause.confidence) == ("oom", "certain")
+    assert (report.cause.kind, report.cause.confidence) == ("oom", "certain"), str(report)
     assert "OOM killer" in report.cause.sentence
     assert "task 'grow the table'" in report.cause.sentence
     assert "limit 300 MB" in report.cause.sentence
