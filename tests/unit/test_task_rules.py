@@ -717,6 +717,23 @@ def test_printing_beside_tasks_that_end_is_safe() -> None:
     assert done.returncode == 0
 
 
+def test_an_error_without_a_text_says_what_it_can(bench: Bench) -> None:
+    async def stopped() -> None:
+        raise asyncio.CancelledError
+
+    def silent() -> None:
+        raise ValueError
+
+    task = bench.tasks.submit(asyncio.sleep, 1000)
+    bench.run()
+    task.cancel("the data is old")
+    own, bare = bench.tasks.submit(stopped), bench.tasks.submit(silent)
+    bench.run()
+    assert task.record().error == "CancelledError: the data is old"
+    assert own.record().error == "CancelledError: its own code raised CancelledError"
+    assert bare.record().error == "ValueError"
+
+
 def test_cleanup_over_its_budget_does_not_hold_up_later_tasks() -> None:
     gate = threading.Event()
     with ThreadPoolManager(max_workers=2) as pool, TaskManager(pool, max_concurrent=2) as tasks:

@@ -226,7 +226,10 @@ class Lives:
         elif state is TaskState.CANCELLED:
             reason = reason or f"its own code raised {type(error).__name__}"
             error = TaskCancelledError(f"task {job.label} was cancelled: {reason}")
-        describe(job, error if state is not TaskState.CANCELLED else attempt.error)
+        if state is not TaskState.CANCELLED:
+            describe(job, error)
+        else:
+            describe(job, attempt.error, reason)
         told = "; ".join([*([reason] if reason else []), *failures])
         if state is TaskState.PENDING:
             job.rerun, job.ready_at = True, self._monotonic()
@@ -423,11 +426,12 @@ def perform(effects: Effects) -> None:
         effect()
 
 
-def short(error: BaseException | None) -> str:
-    return "" if error is None else f"{type(error).__name__}: {error}"
+def short(error: BaseException | None, reason: str = "") -> str:
+    """An error's type and text; ``reason`` stands in for a text that is not there."""
+    return "" if error is None else ": ".join(filter(None, (type(error).__name__, str(error) or reason)))
 
 
-def describe(job: Job, error: BaseException | None) -> None:
+def describe(job: Job, error: BaseException | None, reason: str = "") -> None:
     """Write an error into a task's record."""
-    job.error = short(error)
+    job.error = short(error, reason)
     job.traceback = "" if error is None else "".join(traceback.format_exception(error))[-TRACEBACK_KEPT:]
