@@ -734,6 +734,26 @@ def test_an_error_without_a_text_says_what_it_can(bench: Bench) -> None:
     assert bare.record().error == "ValueError"
 
 
+def test_a_second_cancel_does_not_cut_short_what_the_first_began(bench: Bench) -> None:
+    closed: list[str] = []
+
+    async def careful() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(5)
+            closed.append("whole")
+
+    task = bench.tasks.submit(careful)
+    bench.run()
+    for reason in ("first", "second"):
+        assert task.cancel(reason)
+        bench.run()
+        assert (task.state, task.record().reason) == (S.CANCELLING, "first")
+    bench.advance(5)
+    assert (task.state, closed) == (S.CANCELLED, ["whole"])
+
+
 def test_cleanup_over_its_budget_does_not_hold_up_later_tasks() -> None:
     gate = threading.Event()
     with ThreadPoolManager(max_workers=2) as pool, TaskManager(pool, max_concurrent=2) as tasks:

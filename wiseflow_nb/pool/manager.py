@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -14,7 +14,7 @@ from wiseflow_nb.pool._crew import Crew
 from wiseflow_nb.pool._future import PoolFuture
 from wiseflow_nb.pool._process import ProcessWorkers, check_kind
 from wiseflow_nb.pool._view import PoolView
-from wiseflow_nb.pool._work import PoolStats, records_frame
+from wiseflow_nb.pool._work import PoolStats, map_within, records_frame
 from wiseflow_nb.records import PoolStatus, Priority
 
 if TYPE_CHECKING:
@@ -98,6 +98,33 @@ class ThreadPoolManager(Executor):
         future = PoolFuture(crew, fn, args, kwargs, _NORMAL, _label(fn), None)
         crew.put(future)
         return future
+
+    def map(
+        self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[T]:
+        """Submit ``fn`` for each tuple of items at once; return an iterator over the results, in order.
+
+        Parameters
+        ----------
+        timeout
+            Seconds from now until the last result must have come; default none.
+        chunksize
+            Without effect, as in every pool of threads.
+
+        Raises
+        ------
+        TimeoutError
+            By the iterator, when the time is over; calls that had not begun are cancelled.
+
+        Examples
+        --------
+        >>> with ThreadPoolManager() as pool:
+        ...     list(pool.map(pow, [2, 3], [3, 2], timeout=10))
+        [8, 9]
+        """
+        if timeout is None:
+            return super().map(fn, *iterables)
+        return map_within(self, fn, zip(*iterables, strict=False), timeout)
 
     def options(
         self,

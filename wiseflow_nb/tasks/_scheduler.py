@@ -423,7 +423,9 @@ class Scheduler(Lives):
         if job.code >= FIRST_TERMINAL:
             return job.state is TaskState.CANCELLED
         if job.attempt is not None:
-            self._ask_to_stop(job, job.attempt, Stop.CANCEL, reason, effects)
+            # Asked once more, a coroutine would be stopped in the midst of what it does in order to stop.
+            if job.attempt.stop is not Stop.CANCEL:
+                self._ask_to_stop(job, job.attempt, Stop.CANCEL, reason, effects)
             return True
         self.slots.discard(job)
         error = TaskCancelledError(f"task {job.label} was cancelled: {reason}")

@@ -100,7 +100,7 @@ class Task(Future[T]):
         """Ask the task to stop; return False if it had ended otherwise.
 
         A task that is not running is cancelled at once, a coroutine is stopped. A running thread
-        cannot be: the task is CANCELLING until its code returns.
+        cannot be: the task is CANCELLING until its code returns. Asking again changes nothing.
         """
         return self._scheduler.cancel(self._job, reason)
 
