@@ -27,7 +27,7 @@ from wiseflow_nb.context import OutputTail, TaskContext, current_task
 from wiseflow_nb.errors import DependencyError, TaskCancelledError, TaskSkippedError, UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import Priority, Sample, TaskRecord, TaskState
-from wiseflow_nb.tasks import Task, TaskManager, memory_gauges
+from wiseflow_nb.tasks import Task, TaskManager, _closing, memory_gauges
 from wiseflow_nb.tasks._admission import hold_reason, parse_size
 from wiseflow_nb.tasks._output import TaskOutput, routed
 from wiseflow_nb.tasks._stalled import NAMES_KEPT, UsualTimes, find_stalled
@@ -766,6 +766,30 @@ def test_cleanup_over_its_budget_does_not_hold_up_later_tasks() -> None:
             assert [task.state for task in failed] == [TaskState.FAILED] * 5
         finally:
             gate.set()
+
+
+def test_cleanup_that_never_returns_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_closing, "OVERDUE_SECONDS", 0.01)
+    gate = threading.Event()
+
+    def endless() -> None:
+        gate.wait(60)
+
+    try:
+        with TaskManager(max_concurrent=2) as tasks:
+            task = tasks.options(cleanup=endless, cleanup_budget=0.05).submit(int, "x")
+        assert not gate.is_set()
+        assert task.state is S.FAILED
+        assert "endless" in caplog.records[-1].getMessage()
+        assert "left behind" in caplog.records[-1].getMessage()
+    finally:
+        gate.set()
+    assert isinstance(tasks.pool, ThreadPoolManager)
+    assert tasks.pool.join(30)
+    tasks.shutdown()
+    assert sum("left behind" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_skipped_grandchild_names_the_task_that_began_it() -> None:

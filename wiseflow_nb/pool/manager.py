@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
@@ -304,6 +305,10 @@ class ThreadPoolManager(Executor):
         if wait:
             self._crew.join(None)
         self.processes.close()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """After ``shutdown``, wait for the workers to end, at most ``timeout`` seconds; return whether they have."""
+        return self._crew.join(None if timeout is None else time.monotonic() + timeout)
 
     def _add_listener(self, listener: Callable[[], None]) -> Callable[[], None]:
         self._listeners.append(listener)

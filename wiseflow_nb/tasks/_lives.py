@@ -58,6 +58,8 @@ class Lives:
         self.slots = Slots(limit, thread_room, admission)
         self.timers = Timers(clock, "wiseflow-timer")
         self.handlers: list[_cleanup.Registered] = []
+        #: Plain handlers that are over their budget and have not returned.
+        self.overdue: list[_cleanup.Handler] = []
         self.cleanup_failures = 0
         self.closed = False
         self.retries_allowed = True
@@ -102,9 +104,17 @@ class Lives:
         """Go on without a plain handler that is over its budget; call what is returned when it is done."""
 
         def overdue() -> None:
+            with self.lock:
+                self.overdue.append(handler)
             self.attempt_ended(attempt, [_cleanup.over_budget(handler)])
 
-        return self.timers.at(self.clock.monotonic() + handler.budget, overdue).cancel
+        def returned() -> None:
+            timer.cancel()
+            with self.lock:
+                self.overdue[:] = [item for item in self.overdue if item is not handler]
+
+        timer = self.timers.at(self.clock.monotonic() + handler.budget, overdue)
+        return returned
 
     def running(self) -> list[tuple[TaskRecord, float, float]]:
         """Running tasks, each with its last progress and when it was asked to stop; the lock is held."""
