@@ -12,6 +12,7 @@ import math
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -790,6 +791,50 @@ def test_cleanup_that_never_returns_does_not_hold_up_the_end(
     assert tasks.pool.join(30)
     tasks.shutdown()
     assert sum("left behind" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_plain_calls_that_no_worker_takes_up_hold_up_no_coroutine(bench: Bench) -> None:
+    bench.tasks.set_max_concurrent(2)
+    calls = [bench.tasks.submit(abs, -number) for number in range(3)]
+    coroutine = bench.tasks.submit(asyncio.sleep, 0, "ran")
+    bench.loop.run_until_idle()
+    assert coroutine.state is S.PENDING
+    assert bench.tasks.hold_reason == "2 plain calls come first and wait for a worker of the pool"
+    bench.clock.advance(0.5)
+    bench.loop.run_until_idle()
+    assert coroutine.result(0) == "ran"
+    assert [call.state for call in calls] == [S.PENDING] * 3
+    bench.run()
+    assert [call.result(0) for call in calls] == [0, 1, 2]
+    assert bench.tasks.hold_reason == ""
+
+
+def test_a_coroutine_of_a_higher_class_goes_before_a_call_that_has_no_worker_yet(bench: Bench) -> None:
+    bench.tasks.set_max_concurrent(1)
+    call = bench.tasks.submit(int)
+    urgent = bench.tasks.options(priority="high").submit(asyncio.sleep, 1, "ran")
+    bench.loop.run_until_idle()
+    assert urgent.state is S.RUNNING
+    bench.executor.run_all()
+    assert call.state is S.PENDING
+    bench.advance(1)
+    assert (urgent.result(0), call.result(0)) == ("ran", 0)
+
+
+def test_calls_that_wait_for_a_busy_pool_have_a_reason() -> None:
+    gate = threading.Event()
+    with ThreadPoolManager(2, 2) as pool, TaskManager(pool, max_concurrent=2) as tasks:
+        try:
+            others = [pool.submit(gate.wait, 30) for _ in range(2)]
+            while pool.free_workers:
+                time.sleep(0.001)
+            calls = [tasks.submit(abs, -1) for _ in range(3)]
+            assert tasks.hold_reason == "plain calls wait for a worker: all of the pool's 2 are busy with other work"
+            assert tasks.submit(asyncio.sleep, 0, "ran").result(30) == "ran"
+        finally:
+            gate.set()
+        assert [call.result(30) for call in calls] == [1, 1, 1]
+        assert all(other.result(30) for other in others)
 
 
 def test_a_skipped_grandchild_names_the_task_that_began_it() -> None:

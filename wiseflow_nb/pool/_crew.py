@@ -436,6 +436,11 @@ class Crew:
         return len(self._workers)
 
     @property
+    def room(self) -> int:
+        """How many further threads may run work now."""
+        return max(0, self._limit - self.busy)
+
+    @property
     def busy(self) -> int:
         """How many threads run work."""
         return sum(worker.work is not None for worker in self._workers.values())

@@ -265,6 +265,13 @@ class ThreadPoolManager(Executor):
         return self._crew.target
 
     @property
+    def free_workers(self) -> int:
+        """How many further calls could begin now; a worker that is not there yet counts."""
+        crew = self._crew
+        with crew.lock:
+            return crew.room
+
+    @property
     def _max_workers(self) -> int:
         # The name that dask looks for when it is handed an executor.
         return self._crew.max_workers

@@ -43,7 +43,7 @@ class Lives:
         *,
         clock: Clock,
         limit: int,
-        thread_room: Callable[[], int],
+        room: int,
         admission: Admission,
         on_change: OnChange | None,
         id_prefix: str,
@@ -55,7 +55,7 @@ class Lives:
         self._monotonic: Callable[[], float] = time.monotonic if self.machine_time else clock.monotonic
         self._time: Callable[[], float] = time.time if self.machine_time else clock.time
         self.ledger = Ledger(clock, on_change)
-        self.slots = Slots(limit, thread_room, admission)
+        self.slots = Slots(limit, room, admission)
         self.timers = Timers(clock, "wiseflow-timer")
         self.handlers: list[_cleanup.Registered] = []
         #: Plain handlers that are over their budget and have not returned.

@@ -427,14 +427,22 @@ class TaskManager:
         """Ready plain calls that have a free slot but no worker yet (those the pool has are in its ``pending``)."""
         with self._scheduler.lock:
             slots = self._scheduler.slots
-            return max(0, min(slots.ready_threads, slots.limit - slots.used))
+            return max(0, min(slots.ready_threads, slots.limit - slots.held) - slots.tickets)
 
     @property
     def hold_reason(self) -> str:
         """Why ready tasks do not start though there is a slot; empty if nothing holds them back."""
         with self._scheduler.lock:
             slots = self._scheduler.slots
-            return "paused: no task starts until resume" if slots.paused else slots.hold_reason
+            if slots.paused:
+                return "paused: no task starts until resume"
+            waiting = min(slots.tickets, slots.ready_threads) if slots.held < slots.limit else 0
+            reason = slots.hold_reason
+        pool = self.pool
+        if waiting and isinstance(pool, ThreadPoolManager) and not pool.free_workers:
+            busy = f"plain calls wait for a worker: all of the pool's {pool.target} are busy with other work"
+            return "; ".join(filter(None, (busy, reason)))
+        return reason
 
     def stalled(self, now_seconds: float | None = None) -> list[StalledTask]:
         """Running tasks that need a look, the longest first.
