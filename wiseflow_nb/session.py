@@ -204,6 +204,7 @@ class Session:
         """
         if current_task() is not None:
             raise UsageError("a session cannot be closed inside a task; close it outside, or use the shutdown command")
+        self.tasks.refuse_inside("closing the session")
         with self._lock:
             if self._state != "open":
                 self._state = "closed"

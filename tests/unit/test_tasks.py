@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import itertools
+import queue
 import threading
 import time
 import weakref
@@ -949,6 +951,31 @@ def test_shutdown_is_refused_where_it_would_wait_for_itself(live: TaskManager) -
             live.submit(work).result(SOON)
     with pytest.raises(UsageError, match="drain, cancel_pending, now"):
         live.shutdown("soon")
+
+
+@pytest.mark.parametrize("work", [int, functools.partial(asyncio.sleep, 0.01)])
+@pytest.mark.parametrize("how", ["shutdown", "drain"])
+def test_a_done_callback_that_would_wait_for_itself_is_refused(live: TaskManager, work: Any, how: str) -> None:
+    told: queue.Queue[BaseException | None] = queue.Queue()
+
+    def close(_: object) -> None:
+        try:
+            getattr(live, how)()
+        except UsageError as error:
+            told.put(error)
+        else:
+            told.put(None)
+
+    gate = threading.Event()
+    parent = live.submit(gate.wait, SOON)
+    task = live.options(dependencies=[parent]).submit(work)
+    task.add_done_callback(close)
+    gate.set()
+    with pytest.raises(UsageError, match=r"done-callback .* on a thread of its own"):
+        raise told.get(timeout=SOON) or AssertionError("not refused")
+    live.drain(SOON)
+    task.add_done_callback(close)  # called here and now, where waiting is no harm
+    assert told.get(timeout=SOON) is None
 
 
 def test_many_tasks_from_many_threads(live: TaskManager) -> None:

@@ -43,7 +43,7 @@ class Lives:
         *,
         clock: Clock,
         limit: int,
-        thread_room: Callable[[], int],
+        room: int,
         admission: Admission,
         on_change: OnChange | None,
         id_prefix: str,
@@ -55,9 +55,11 @@ class Lives:
         self._monotonic: Callable[[], float] = time.monotonic if self.machine_time else clock.monotonic
         self._time: Callable[[], float] = time.time if self.machine_time else clock.time
         self.ledger = Ledger(clock, on_change)
-        self.slots = Slots(limit, thread_room, admission)
+        self.slots = Slots(limit, room, admission)
         self.timers = Timers(clock, "wiseflow-timer")
         self.handlers: list[_cleanup.Registered] = []
+        #: Plain handlers that are over their budget and have not returned.
+        self.overdue: list[_cleanup.Handler] = []
         self.cleanup_failures = 0
         self.closed = False
         self.retries_allowed = True
@@ -102,9 +104,17 @@ class Lives:
         """Go on without a plain handler that is over its budget; call what is returned when it is done."""
 
         def overdue() -> None:
+            with self.lock:
+                self.overdue.append(handler)
             self.attempt_ended(attempt, [_cleanup.over_budget(handler)])
 
-        return self.timers.at(self.clock.monotonic() + handler.budget, overdue).cancel
+        def returned() -> None:
+            timer.cancel()
+            with self.lock:
+                self.overdue[:] = [item for item in self.overdue if item is not handler]
+
+        timer = self.timers.at(self.clock.monotonic() + handler.budget, overdue)
+        return returned
 
     def running(self) -> list[tuple[TaskRecord, float, float]]:
         """Running tasks, each with its last progress and when it was asked to stop; the lock is held."""
@@ -226,7 +236,10 @@ class Lives:
         elif state is TaskState.CANCELLED:
             reason = reason or f"its own code raised {type(error).__name__}"
             error = TaskCancelledError(f"task {job.label} was cancelled: {reason}")
-        describe(job, error if state is not TaskState.CANCELLED else attempt.error)
+        if state is not TaskState.CANCELLED:
+            describe(job, error)
+        else:
+            describe(job, attempt.error, reason)
         told = "; ".join([*([reason] if reason else []), *failures])
         if state is TaskState.PENDING:
             job.rerun, job.ready_at = True, self._monotonic()
@@ -423,11 +436,12 @@ def perform(effects: Effects) -> None:
         effect()
 
 
-def short(error: BaseException | None) -> str:
-    return "" if error is None else f"{type(error).__name__}: {error}"
+def short(error: BaseException | None, reason: str = "") -> str:
+    """An error's type and text; ``reason`` stands in for a text that is not there."""
+    return "" if error is None else ": ".join(filter(None, (type(error).__name__, str(error) or reason)))
 
 
-def describe(job: Job, error: BaseException | None) -> None:
+def describe(job: Job, error: BaseException | None, reason: str = "") -> None:
     """Write an error into a task's record."""
-    job.error = short(error)
+    job.error = short(error, reason)
     job.traceback = "" if error is None else "".join(traceback.format_exception(error))[-TRACEBACK_KEPT:]

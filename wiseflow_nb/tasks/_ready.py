@@ -42,6 +42,10 @@ class ReadyQueue:
                     found[job.number] = job
         return list(found.values())
 
+    def in_class(self, level: int) -> int:
+        """How many queued jobs are in a class now."""
+        return self._live[level]
+
     def push(self, job: Job) -> None:
         """Queue a job that is ready since ``job.ready_at``, in its own class."""
         self.count += 1

@@ -59,7 +59,7 @@ class Scheduler(Lives):
         super().__init__(
             clock=clock,
             limit=limit,
-            thread_room=self._thread_room,
+            room=_room(pool),
             admission=admission,
             on_change=on_change,
             id_prefix=id_prefix,
@@ -69,7 +69,7 @@ class Scheduler(Lives):
         self.loop = loop
         self._recheck: TimerHandle | None = None
         self.runner = Runner(self)
-        self._unlisten = pool._add_listener(self.wake) if isinstance(pool, ThreadPoolManager) else None
+        self._unlisten = pool._add_listener(self._pool_changed) if isinstance(pool, ThreadPoolManager) else None
 
     # -- submit ------------------------------------------------------------------------------
 
@@ -183,32 +183,37 @@ class Scheduler(Lives):
             self._dispatch(effects)
         perform(effects)
 
-    def _thread_room(self) -> int:
-        return self.pool.target if isinstance(self.pool, ThreadPoolManager) else UNBOUNDED
+    def _pool_changed(self) -> None:
+        with self.lock:
+            self.slots.room = _room(self.pool)
+        self.wake()
 
     def _dispatch(self, effects: Effects) -> None:
         slots = self.slots
         if slots.returning:
             for grant in slots.grants():
                 effects.append(functools.partial(settle, grant))
-        free = slots.limit - slots.held - slots.tickets
-        if free <= 0 or not slots.ready_count or (free <= slots.coming and not slots.mixed):
+        slots.hold_reason = ""
+        if slots.held >= slots.limit or not slots.ready_count:
             return
         now = self._monotonic()
-        while (job := slots.next_ticket(now)) is not None:
-            if slots.sent < slots.tickets:
-                slots.sent += 1
-                effects.append(functools.partial(self._send_ticket, job.level, effects))
+        for _ in range(slots.workers_wanted(now)):
+            level = slots.ticket_level()
+            slots.tickets += 1
+            effects.append(functools.partial(self._send_ticket, level, effects))
         wanted = slots.runners_wanted(now)
         if wanted:
             slots.coming += wanted
             effects.append(functools.partial(self.loop.call, self.runner.start, wanted))
         if slots.hold_reason and self._recheck is None:
-            self._recheck = self.timers.at(now + RECHECK_SECONDS, self._look_again)
+            again = functools.partial(self._look_again, slots.taken_up)
+            self._recheck = self.timers.at(now + RECHECK_SECONDS, again)
 
-    def _look_again(self) -> None:
+    def _look_again(self, taken_up: int) -> None:
         with self.lock:
             self._recheck = None
+            slots = self.slots
+            slots.overdue = slots.overdue or (slots.tickets > 0 and slots.taken_up == taken_up)
         self.wake()
 
     def _begin(self, job: Job, now: float) -> Attempt:
@@ -319,8 +324,8 @@ class Scheduler(Lives):
     def _ticket_lost(self, error: BaseException, effects: Effects) -> None:
         with self.lock:
             now = self._monotonic()
-            self.slots.sent -= 1
-            job = self.slots.redeem(now)
+            self.slots.ticket_taken()
+            job = self.slots.take_call(now)
             if job is not None:
                 attempt = self._begin(job, now)
                 attempt.error, attempt.ended = error, True
@@ -331,7 +336,7 @@ class Scheduler(Lives):
         # Called without the lock, on a worker of the pool.
         effects: Effects = []
         with self.lock:
-            self.slots.sent -= 1
+            self.slots.ticket_taken()
             attempt = self._next_call(self._monotonic(), effects)
         perform(effects)
         if attempt is not None:
@@ -347,9 +352,10 @@ class Scheduler(Lives):
             task = self._code_ended(ended, now, effects)
             if owed:
                 self._settled(owed)
-            self._dispatch(effects)
-            if stay and task is not None and self.slots.tickets:
+            if stay and task is not None:
                 attempt = self._next_call(now, effects)
+            else:
+                self._dispatch(effects)
         if task is not None and (task._made is not None or not ended.job.options.keep_result):
             self._announce(ended, task)
         if effects:
@@ -357,7 +363,7 @@ class Scheduler(Lives):
         return attempt, task is None
 
     def _next_call(self, now: float, effects: Effects) -> Attempt | None:
-        job = self.slots.redeem(now)
+        job = self.slots.take_call(now)
         attempt = None if job is None else self._begin(job, now)
         self._dispatch(effects)
         return attempt
@@ -423,7 +429,9 @@ class Scheduler(Lives):
         if job.code >= FIRST_TERMINAL:
             return job.state is TaskState.CANCELLED
         if job.attempt is not None:
-            self._ask_to_stop(job, job.attempt, Stop.CANCEL, reason, effects)
+            # Asked once more, a coroutine would be stopped in the midst of what it does in order to stop.
+            if job.attempt.stop is not Stop.CANCEL:
+                self._ask_to_stop(job, job.attempt, Stop.CANCEL, reason, effects)
             return True
         self.slots.discard(job)
         error = TaskCancelledError(f"task {job.label} was cancelled: {reason}")
@@ -467,3 +475,7 @@ class Scheduler(Lives):
     def awaited(self, task: Task[Any]) -> Coroutine[Any, Any, Any]:
         """The coroutine behind ``await task``."""
         return _waiting.awaiting(self, task)
+
+
+def _room(pool: Executor) -> int:
+    return pool.target if isinstance(pool, ThreadPoolManager) else UNBOUNDED

@@ -20,7 +20,7 @@ from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import Priority, TaskRecord
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._cleanup import Registered
-from wiseflow_nb.tasks._closing import MODES, close_scheduler
+from wiseflow_nb.tasks._closing import MODES, close_pool, close_scheduler
 from wiseflow_nb.tasks._frame import TaskFrame
 from wiseflow_nb.tasks._graph import referenced, swapped
 from wiseflow_nb.tasks._job import Job
@@ -31,7 +31,7 @@ from wiseflow_nb.tasks._replay import retry_plan
 from wiseflow_nb.tasks._scheduler import Scheduler
 from wiseflow_nb.tasks._stalled import StalledTask, find_stalled
 from wiseflow_nb.tasks._views import TaskFunction, TaskResults, TaskView
-from wiseflow_nb.tasks.task import Task
+from wiseflow_nb.tasks.task import Task, settling
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -427,14 +427,22 @@ class TaskManager:
         """Ready plain calls that have a free slot but no worker yet (those the pool has are in its ``pending``)."""
         with self._scheduler.lock:
             slots = self._scheduler.slots
-            return max(0, min(slots.ready_threads, slots.limit - slots.used))
+            return max(0, min(slots.ready_threads, slots.limit - slots.held) - slots.tickets)
 
     @property
     def hold_reason(self) -> str:
         """Why ready tasks do not start though there is a slot; empty if nothing holds them back."""
         with self._scheduler.lock:
             slots = self._scheduler.slots
-            return "paused: no task starts until resume" if slots.paused else slots.hold_reason
+            if slots.paused:
+                return "paused: no task starts until resume"
+            waiting = min(slots.tickets, slots.ready_threads) if slots.held < slots.limit else 0
+            reason = slots.hold_reason
+        pool = self.pool
+        if waiting and isinstance(pool, ThreadPoolManager) and not pool.free_workers:
+            busy = f"plain calls wait for a worker: all of the pool's {pool.target} are busy with other work"
+            return "; ".join(filter(None, (busy, reason)))
+        return reason
 
     def stalled(self, now_seconds: float | None = None) -> list[StalledTask]:
         """Running tasks that need a look, the longest first.
@@ -494,7 +502,7 @@ class TaskManager:
         Raises
         ------
         UsageError
-            Inside one of the manager's own tasks, which would wait for itself.
+            Inside one of the manager's own tasks or their done-callbacks, which would wait for itself.
 
         Examples
         --------
@@ -503,7 +511,7 @@ class TaskManager:
         ...     tasks.drain(), task.done()
         (True, True)
         """
-        self._refuse_inside("drain")
+        self.refuse_inside("drain")
         return self._clock.wait(self._scheduler.quiet, timeout)
 
     def shutdown(self, mode: str = "drain", timeout: float | None = None) -> None:
@@ -515,30 +523,44 @@ class TaskManager:
             ``drain`` (default) lets everything run, ``cancel_pending`` what runs already, ``now``
             asks that to stop as well.
         timeout
-            Seconds until what still runs is ABANDONED; default none, with ``now`` 5.
+            Seconds until what still runs is ABANDONED; default none, with ``now`` 5. A cleanup handler
+            that is over its budget and still runs is waited for 2 s more, and left behind with a warning.
 
         Raises
         ------
         UsageError
-            If the mode is unknown, or it is called inside one of the manager's own tasks.
+            If the mode is unknown, or it is called inside one of the manager's own tasks or
+            their done-callbacks.
         """
         if mode not in MODES:
             raise UsageError(f"shutdown mode {mode!r} is unknown; give one of {', '.join(MODES)}")
-        self._refuse_inside("shutdown")
+        self.refuse_inside("shutdown")
         if timeout is None and mode == "now":
             timeout = NOW_SECONDS
         deadline = None if timeout is None else self._clock.monotonic() + timeout
         close_scheduler(self._scheduler, mode, deadline)
         if self._own_pool is not None:
-            self._own_pool.shutdown(wait=not self.counts()["abandoned"])
+            close_pool(self._scheduler, self._own_pool)
 
-    def _refuse_inside(self, what: str) -> None:
+    def refuse_inside(self, what: str) -> None:
+        """Refuse what waits for all tasks where that would wait for itself.
+
+        Raises
+        ------
+        UsageError
+            Inside one of the manager's tasks, a done-callback of one, or on its loop.
+        """
         context = current_task()
         job = None if context is None else self._find(context.task_id)
-        if self._scheduler.loop.current or (
-            job is not None and job.attempt is not None and job.attempt.context is context
+        if (
+            settling() is self._scheduler
+            or self._scheduler.loop.current
+            or (job is not None and job.attempt is not None and job.attempt.context is context)
         ):
-            raise UsageError(f"{what} inside a task would wait for that very task; call it elsewhere")
+            raise UsageError(
+                f"{what} inside a task, or a done-callback of one, would wait for that very task; call it elsewhere, "
+                "for instance on a thread of its own"
+            )
 
     async def __aenter__(self) -> Self:
         return self

@@ -22,6 +22,7 @@ logger = logging.getLogger("wiseflow_nb.tasks")
 # The standard library's own words for a future's state: ``wait`` and ``as_completed`` look for them.
 _PENDING, _RUNNING, _CANCELLED, _FINISHED = "PENDING", "RUNNING", "CANCELLED_AND_NOTIFIED", "FINISHED"
 _making = threading.Lock()
+_ending = threading.local()
 
 
 class Task(Future[T]):
@@ -100,7 +101,7 @@ class Task(Future[T]):
         """Ask the task to stop; return False if it had ended otherwise.
 
         A task that is not running is cancelled at once, a coroutine is stopped. A running thread
-        cannot be: the task is CANCELLING until its code returns.
+        cannot be: the task is CANCELLING until its code returns. Asking again changes nothing.
         """
         return self._scheduler.cancel(self._job, reason)
 
@@ -175,8 +176,11 @@ class Task(Future[T]):
                     watcher.add_result(self)
             made.notify_all()
             callbacks, self._callbacks = self._callbacks, None
-        for fn in callbacks or ():
-            _call(fn, self)
+        if callbacks:
+            before, _ending.scheduler = settling(), self._scheduler
+            for fn in callbacks:
+                _call(fn, self)
+            _ending.scheduler = before
 
     def _finish(self, value: T) -> None:
         # The first half of ``_settle``; whoever waits already is told by the whole of it.
@@ -218,6 +222,11 @@ class Task(Future[T]):
 
     def __repr__(self) -> str:
         return f"<Task {self.id} {self.name!r} {self.state}>"
+
+
+def settling() -> Scheduler | None:
+    """Whose task's done-callbacks this thread is calling, if any: the task counts as ended only after them."""
+    return getattr(_ending, "scheduler", None)
 
 
 def _call(fn: Callable[[Any], object], task: Task[Any]) -> None:
