@@ -46,6 +46,32 @@ def test_no_rate_across_a_gap_and_a_hole_is_drawn_there() -> None:
     assert np.isnan(values["disk_read_bytes_per_second"][[0, 5, 6]]).all()
 
 
+def test_a_rate_goes_from_one_reading_to_the_next_that_there_is() -> None:
+    source = rows(13)
+    name = "disk_read_bytes_total"
+    source[3:, AT[name]] += 100
+    # Read every other sample from the fourth on; the newest reading is three samples old.
+    source[[4, 6, 8, 10, 11, 12], AT[name]] = np.nan
+    made = frame(source, rates=True).disk_read_bytes_per_second
+    assert np.isnan(made.iloc[0])
+    # Between two readings the mean of that time; then, until the next is due, the last one.
+    assert list(made.iloc[1:12]) == [100, 100, 200, *[100] * 8]
+    assert np.isnan(made.iloc[12])
+    source[6, AT["gap"]] = 1
+    _, values = series(source, ["disk_read_bytes_per_second"], 0.0, 100)
+    # The row of the hole is one more.
+    assert np.isnan(values["disk_read_bytes_per_second"][[0, 6, 7, 8]]).all()
+    assert (values["disk_read_bytes_per_second"][[4, 5, 9, 10]] == 100).all()
+
+
+def test_a_counter_that_was_there_at_each_sample_and_is_lost_is_unknown_at_once() -> None:
+    source = rows(6)
+    source[4:, AT["disk_read_bytes_total"]] = np.nan
+    made = frame(source, rates=True).disk_read_bytes_per_second
+    assert (made.iloc[1:4] == 100).all()
+    assert made.iloc[4:].isna().all()
+
+
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=500), st.integers(2, 60))
 def test_decimation_keeps_the_extremes(values: list[float], most: int) -> None:
     times = np.arange(len(values), dtype=float)

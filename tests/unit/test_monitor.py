@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -282,6 +285,142 @@ def test_a_function_that_raises_is_told_once_and_does_not_stop_the_others() -> N
     assert len(failed) == 2
     assert "'broken' failed: ZeroDivisionError" in failed[0]
     assert {item.rule for item in monitor.transitions()} == {"load"}
+
+
+def test_a_function_that_hangs_stops_its_own_rule_alone_is_told_once_and_judged_again() -> None:
+    clock, monitor = alone(system_load1=12.0)
+    events, release, entered, hung = [], threading.Event(), threading.Event(), threading.Event()
+    fired = {name: threading.Event() for name in ("load", "stuck")}
+
+    def stuck(sample: Sample) -> float:
+        entered.set()
+        release.wait(60)
+        return 5.0
+
+    monitor.bus.subscribe(lambda event: (events.append(event), hung.set() if event.kind == "rule_hangs" else None))
+    monitor.add_callback(lambda item: fired[item.rule].set() if item.kind == "fired" else None)
+    monitor.add_rule("stuck", stuck, warning=1, for_seconds=0)
+    with monitor:
+        assert entered.wait(10)
+        # Added while the other hangs, and judged all the same.
+        monitor.add_rule("load", lambda sample: sample.system_load1, warning=10, for_seconds=3)
+        until(clock, fired["load"])
+        until(clock, hung)
+        for _ in range(100):
+            clock.advance(1.0)
+        assert not fired["stuck"].is_set()
+        release.set()
+        until(clock, fired["stuck"])
+    told = [event.message for event in events if event.kind == "rule_hangs"]
+    assert told == [
+        "the function of alert rule 'stuck' has run for 30 s; the rule is judged again when it returns",
+    ]
+    assert (monitor.rule_hangs, monitor.rule_failures) == (1, 0)
+
+
+def test_stop_leaves_a_hanging_function_behind_and_a_new_start_judges_its_rule_anew() -> None:
+    clock, monitor = alone(system_load1=12.0)
+    release, entered, fired, calls = threading.Event(), threading.Event(), threading.Event(), []
+
+    def stuck(sample: Sample) -> float:
+        calls.append(sample)
+        entered.set()
+        if len(calls) == 1:
+            release.wait(60)
+        return 5.0
+
+    monitor.add_callback(lambda item: fired.set())
+    monitor.add_rule("stuck", stuck, warning=1, for_seconds=0)
+    monitor.start()
+    assert entered.wait(10)
+    monitor.stop(timeout=0.05)
+    with monitor:
+        until(clock, fired)
+        assert [view.rule for view in monitor.alerts] == ["stuck"]
+    release.set()
+    assert [item.kind for item in monitor.transitions()] == ["fired", "resolved"]
+
+
+def test_durations_that_a_rule_leaves_open_go_by_the_settings_also_later() -> None:
+    _, monitor = alone(Settings(alert_for_seconds=7, alert_keep_seconds=70))
+    monitor.add_rule("load", "system_load1", warning=1, keep_seconds=9)
+    monitor.add_rule("words", lambda sample: 5.0, warning=1, for_seconds=3)
+    changed = Settings(alert_for_seconds=1, alert_keep_seconds=2, alert_clear_factor=0.5, alert_repeat_seconds=60)
+    monitor.apply_settings(changed)
+    rule = monitor.plan().rules[0]
+    assert (rule.for_seconds, rule.keep_seconds, rule.clear_factor, rule.repeat_seconds) == (1, 9, 0.5, 60)
+    judged = monitor._functions._engine._rules["words", "words"]
+    assert (judged.for_seconds, judged.keep_seconds, judged.repeat_seconds) == (3, 2, 60)
+
+
+def test_what_a_probe_cannot_tell_is_told_once_and_counted_each_time() -> None:
+    class Mute(ScriptedProbe):
+        enough = threading.Event()
+
+        def take_events(self) -> list[EventRecord]:
+            if self.reads >= 4:
+                self.enough.set()
+            raise KeyError("events")
+
+        def close(self) -> None:
+            raise OSError("closing")
+
+    clock, events = FakeClock(), []
+    probe = Mute([Sample(cpu_utilization_ratio=0.1)], LIMITS)
+    monitor = ResourceMonitor(Settings(resource_check_interval=1.0), probe=probe, clock=clock)
+    monitor.bus.subscribe(events.append)
+    with monitor:
+        until(clock, probe.enough)
+    told = [event.message.split(":")[:2] for event in events if event.kind == "sampler_failed"]
+    assert told == [
+        ["what failed in the probe could not be told", " KeyError"],
+        ["the probe cannot be closed", " OSError"],
+    ]
+    assert monitor.sampler_failures == len(monitor._kept) + 1 >= 5
+
+
+_FORK = """
+import os, signal
+from wiseflow_nb.config import Settings
+from wiseflow_nb.resources import ResourceMonitor
+
+fixed = os.getpid()
+alone, given = ResourceMonitor(Settings(resource_check_interval=0.05)), ResourceMonitor(Settings(), pid=fixed)
+alone.start()
+while alone.latest() is None:
+    pass
+locks = [alone._probe.lock, given._probe.lock, alone._functions._lock, alone._announcer._lock]
+for lock in locks:  # as a thread in the middle of a reading holds it
+    lock.acquire()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    try:
+        assert alone.latest() is None and len(alone.rows()) == 0 and alone.alerts == ()
+        sample = alone.sample_now()
+        assert sample.process_count == 1, sample.process_count
+        # The parent has a child, this one itself.
+        assert given.sample_now().process_count == 2
+        with alone:
+            alone.add_rule("files", "process_open_fds", warning=1)
+            while alone.latest() is None:
+                pass
+        assert alone._probe._probe.pid == os.getpid()
+        os._exit(0)
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+    os._exit(1)
+for lock in locks:
+    lock.release()
+assert os.waitpid(child, 0)[1] == 0
+alone.stop()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_in_a_forked_child_a_monitor_works_and_watches_the_child() -> None:
+    subprocess.run([sys.executable, "-c", _FORK], check=True, timeout=60)
 
 
 def test_a_rule_that_does_not_fit_is_refused_and_changes_nothing() -> None:

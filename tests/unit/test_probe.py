@@ -13,7 +13,9 @@ import pytest
 
 from wiseflow_nb.records import SAMPLE_COLUMNS, Sample
 from wiseflow_nb.resources import _files, _linux
+from wiseflow_nb.resources._alerts import AlertEngine
 from wiseflow_nb.resources._probe import LIMITS_SECONDS, Probe
+from wiseflow_nb.resources._rules import AlertRule
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="compares Linux' own files with psutil")
 PID = 4_000_001
@@ -196,6 +198,40 @@ def test_no_rate_across_a_gap(tmp_path: Path) -> None:
     assert late.gap == 1.0
     assert math.isnan(late.cpu_utilization_ratio)
     assert math.isnan(late.system_cpu_utilization_ratio)
+    probe.close()
+
+
+@linux
+def test_a_dear_counter_is_read_seldom_and_its_ratio_and_its_alerts_go_on(tmp_path: Path) -> None:
+    spent = [0.0]
+    probe = probe_of(machine(tmp_path), timer=lambda: spent[0])
+    counted = probe._group_cpu._read
+
+    def dear() -> tuple[float, ...]:
+        spent[0] += 0.015
+        return tuple(counted())
+
+    probe._group_cpu._read = dear
+    engine = AlertEngine(
+        [
+            AlertRule("cpu high", "cpu", "cpu_utilization_ratio", 0.5, 0.9, for_seconds=5),
+            AlertRule("cpu rate", "cpu", "container_cpu_seconds_per_second", 0.8, 2.0, for_seconds=5),
+        ]
+    )
+    samples, told = [], []
+    for at in range(30):
+        put(tmp_path, **{"sys/fs/cgroup/pod/app/cpu.stat": f"usage_usec {at * 1_200_000}\nthrottled_usec 0\n"})
+        samples.append(read(probe, float(at)))
+        told += engine.observe(samples[-1], expected_interval=1.0)
+    missing = [sample for sample in samples[5:] if math.isnan(sample.container_cpu_seconds_total)]
+    assert len(missing) >= 10
+    # 1.2 of 1.5 cores, at every sample: measured over the true time, repeated in between.
+    assert [sample.cpu_utilization_ratio for sample in samples[5:]] == pytest.approx([0.8] * 25)
+    assert [(item.rule, item.kind) for item in told] == [("cpu high", "fired"), ("cpu rate", "fired")]
+    # What fails is unknown at once.
+    probe._group_cpu._read = lambda: [].pop()
+    later = [read(probe, at) for at in (30.0, 31.0, 32.0)]
+    assert math.isnan(later[-1].cpu_utilization_ratio)
     probe.close()
 
 

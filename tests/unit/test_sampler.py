@@ -18,7 +18,7 @@ from wiseflow_nb.records import TIER_RETENTION_SECONDS, AlertTransition, EventRe
 from wiseflow_nb.resources._probe import Probe
 from wiseflow_nb.resources._ring import RingReader, RingWriter
 from wiseflow_nb.resources._rules import AlertPlan, AlertRule
-from wiseflow_nb.resources._sampler import LAST_SECONDS, Sampler, SamplingPlan
+from wiseflow_nb.resources._sampler import LAST_SECONDS, NO_EVENTS, NO_PROCESSES, Sampler, SamplingPlan
 from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME
 from wiseflow_nb.store.writer import StoreWriter
 from wiseflow_nb.testing import FakeClock, ScriptedProbe
@@ -45,7 +45,7 @@ class Heard:
             on_sample=lambda sample: None,
             on_alert=self.alerts.append,
             on_event=self.events.append,
-            on_error=self.errors.append,
+            on_error=lambda what, error, first: self.errors.append(error),
         )
 
 
@@ -196,6 +196,28 @@ def test_a_probe_that_raises_is_told_of_and_its_time_counts_as_a_gap() -> None:
     clock.advance(1.0)
     with pytest.raises(ZeroDivisionError):
         heard.sampler.turn()
+
+
+def test_a_probe_that_cannot_tell_its_processes_or_events_loses_no_alert_and_no_sample() -> None:
+    clock, told = FakeClock(), []
+    heard = Heard(clock, samples=[Sample(cpu_utilization_ratio=0.95)])
+    heard.probe.top_processes = lambda: [].pop()  # type: ignore[method-assign]
+    heard.probe.take_events = lambda: 1 / 0  # type: ignore[method-assign]
+
+    def raised(what: str, error: BaseException, first: bool) -> None:
+        told.append((what, type(error), first))
+        # Whoever hears of it may ask the sampler.
+        assert not heard.sampler.acknowledge("nobody")
+
+    heard.sampler._on_error = raised
+    heard.sampler.set_busy(True)
+    drive(heard.sampler, clock, 7.0)
+    assert [(item.kind, item.top_processes) for item in heard.alerts] == [("fired", ())]
+    assert [sample.gap for sample in heard.samples] == [0.0] * 8
+    assert [item for item in told if item[0] == NO_PROCESSES] == [(NO_PROCESSES, IndexError, True)]
+    assert [item for item in told if item[0] == NO_EVENTS] == [
+        (NO_EVENTS, ZeroDivisionError, at == 0) for at in range(8)
+    ]
 
 
 def test_the_end_resolves_what_fires_and_a_late_reading_is_dropped() -> None:

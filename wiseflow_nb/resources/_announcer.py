@@ -116,6 +116,12 @@ class Announcer:
             if thread is not threading.current_thread():
                 thread.join(timeout)
 
+    def after_fork(self) -> None:
+        """In a forked child nobody works the queues off, and what waited in them was the parent's."""
+        self._queue, self._calls = queue.Queue(QUEUE_LIMIT), queue.Queue(QUEUE_LIMIT)
+        self._lock, self._threads = threading.Lock(), ()
+        self._running, self._hang_told = None, False
+
     def _announce(self) -> None:
         while (transition := self._queue.get()) is not None:
             if not transition.silenced:

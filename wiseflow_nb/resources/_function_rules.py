@@ -1,8 +1,9 @@
-"""Rules whose value comes from a function of the user's: judged in this process, on a thread of their own."""
+"""Rules whose value comes from a function of the user's: judged in this process, each on a thread of its own."""
 
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable
 
@@ -14,12 +15,42 @@ from wiseflow_nb.resources._rules import AlertRule
 logger = logging.getLogger("wiseflow_nb.alerts")
 #: A sample to a value, or to a value and a few words about it; NaN is "cannot be told".
 Watcher = Callable[[Sample], float | tuple[float, str]]
-#: How often the thread looks for a new sample, in seconds.
+Key = tuple[str, str]
+#: How often is looked for a new sample, in seconds.
 LOOK_SECONDS = 1.0
+#: A function that runs so long is told of; its rule is unknown until it returns.
+HANGING_SECONDS = 30.0
+
+
+class _Watch:
+    """One rule, its function, and the thread that runs it; there is none before the first sample."""
+
+    __slots__ = ("failing", "hangs", "inbox", "rule", "since", "thread", "watcher")
+
+    def __init__(self, rule: AlertRule, watcher: Watcher) -> None:
+        self.rule, self.watcher = rule, watcher
+        self.failing = self.hangs = False
+        #: The sample to judge next, or None: end.
+        self.inbox: queue.SimpleQueue[Sample | None] = queue.SimpleQueue()
+        #: Since when it runs (monotonic seconds); None while it does not.
+        self.since: float | None = None
+        self.thread: threading.Thread | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.rule.name, self.rule.resource
+
+    def anew(self) -> _Watch:
+        """The same rule with nothing under way: what still runs is left behind, its answer unheard."""
+        self.inbox.put(None)
+        return _Watch(self.rule, self.watcher)
 
 
 class FunctionRules:
-    """Judge functions of the newest sample; the thread runs only while there is such a rule.
+    """Judge functions of the newest sample; there are threads only while there is such a rule.
+
+    One thread looks for samples and hands them out. A function that is slow or hangs holds up its own
+    rule alone: it gets the next sample when it has returned.
 
     Parameters
     ----------
@@ -28,7 +59,7 @@ class FunctionRules:
     clock
         What durations go by.
     on_alert, on_event
-        Called on the thread; they must return at once.
+        Called on the threads; they must return at once.
     """
 
     def __init__(
@@ -41,10 +72,10 @@ class FunctionRules:
         self._latest, self._clock = latest, clock
         self._on_alert, self._on_event = on_alert, on_event
         self._lock = threading.Lock()
-        self._rules: dict[tuple[str, str], tuple[AlertRule, Watcher]] = {}
+        self._watches: dict[Key, _Watch] = {}
         self._engine = AlertEngine()
-        self._failing: set[tuple[str, str]] = set()
-        self.failures = 0
+        #: How often a function raised, and how often one hung.
+        self.failures = self.hangs = 0
         self._seen = NAN
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -52,31 +83,41 @@ class FunctionRules:
 
     def add(self, rule: AlertRule, watcher: Watcher) -> None:
         """Judge one more; it takes the place of one with its name and resource."""
+        watch = _Watch(rule, watcher)
         with self._lock:
-            self._rules[(rule.name, rule.resource)] = (rule, watcher)
-            self._engine.replace_rules([item for item, _ in self._rules.values()], self._clock.time())
+            self._end(watch.key)
+            self._watches[watch.key] = watch
+            self._judge_by_these_rules()
         if self._running:
             self._ensure_thread()
 
-    def keys(self) -> tuple[tuple[str, str], ...]:
+    def change(self, rule: AlertRule) -> None:
+        """Go by other levels or durations for a rule that is there; its function stays."""
+        with self._lock:
+            watch = self._watches.get((rule.name, rule.resource))
+            if watch is not None:
+                watch.rule = rule
+                self._judge_by_these_rules()
+
+    def keys(self) -> tuple[Key, ...]:
         """Name and resource of each rule."""
         with self._lock:
-            return tuple(self._rules)
+            return tuple(self._watches)
 
-    def discard(self, key: tuple[str, str]) -> None:
+    def discard(self, key: Key) -> None:
         """Forget one rule, if it is there; an open alert is resolved."""
         with self._lock:
-            self._rules.pop(key, None)
-            resolved = self._engine.replace_rules([item for item, _ in self._rules.values()], self._clock.time())
+            self._end(key)
+            resolved = self._judge_by_these_rules()
         self._tell(resolved)
 
     def remove(self, name: str) -> bool:
         """Forget the rules of a name; an open alert is resolved. Return whether there was one."""
         with self._lock:
-            gone = [key for key in self._rules if key[0] == name]
+            gone = [key for key in self._watches if key[0] == name]
             for key in gone:
-                del self._rules[key]
-            resolved = self._engine.replace_rules([item for item, _ in self._rules.values()], self._clock.time())
+                self._end(key)
+            resolved = self._judge_by_these_rules()
         self._tell(resolved)
         return bool(gone)
 
@@ -99,7 +140,7 @@ class FunctionRules:
         """Begin to judge."""
         self._running = True
         self._wake.clear()
-        if self._rules:
+        if self._watches:
             self._ensure_thread()
 
     def stop(self, timeout: float) -> None:
@@ -107,51 +148,32 @@ class FunctionRules:
         self._running = False
         self._wake.set()
         thread, self._thread = self._thread, None
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
+        with self._lock:
+            threads = [thread, *(watch.thread for watch in self._watches.values())]
+            self._watches = {key: watch.anew() for key, watch in self._watches.items()}
+        for one in threads:
+            if one is not None and one is not threading.current_thread():
+                one.join(timeout)
+                # All of them together have so long.
+                timeout = 0.0 if one.is_alive() else timeout
         with self._lock:
             resolved = self._engine.finish(self._clock.time())
         self._tell(resolved)
 
-    def judge(self, sample: Sample) -> None:
-        """Judge one sample: the functions run here, each behind its own guard."""
-        with self._lock:
-            rules = dict(self._rules)
-        values: dict[tuple[str, str], float] = {}
-        details: dict[tuple[str, str], str] = {}
-        for key, (rule, watcher) in rules.items():
-            values[key], details[key] = self._value(key, rule, watcher, sample)
-        with self._lock:
-            if not self._running:
-                return  # a function hung while all was stopped; every alert is resolved by now
-            found = self._engine.judge(
-                {key: value for key, value in values.items() if key in self._rules},
-                gap=bool(sample.gap),
-                now=sample.monotonic_seconds,
-                wall=sample.time_seconds,
-                details=details,
-            )
-        self._tell(found)
+    def after_fork(self) -> None:
+        """In a forked child nothing is judged, and every alert was the parent's."""
+        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._thread, self._running = None, False
+        self._watches = {key: _Watch(watch.rule, watch.watcher) for key, watch in self._watches.items()}
+        self._engine = AlertEngine(watch.rule for watch in self._watches.values())
 
-    def _value(self, key: tuple[str, str], rule: AlertRule, watcher: Watcher, sample: Sample) -> tuple[float, str]:
-        try:
-            told = watcher(sample)
-            value, detail = told if isinstance(told, tuple) else (told, "")
-            value, detail = float(value), str(detail)
-        except BaseException as error:
-            self.failures += 1
-            if key not in self._failing:
-                self._failing.add(key)
-                logger.exception("the function of alert rule %r failed", rule.name)
-                message = f"the function of alert rule {rule.name!r} failed: {type(error).__name__}: {error}"
-                self._on_event(EventRecord(self._clock.time(), "rule_failed", message))
-            return NAN, ""
-        self._failing.discard(key)
-        return value, detail
+    def _end(self, key: Key) -> None:
+        gone = self._watches.pop(key, None)
+        if gone is not None:
+            gone.inbox.put(None)
 
-    def _tell(self, transitions: list[AlertTransition]) -> None:
-        for transition in transitions:
-            self._on_alert(transition)
+    def _judge_by_these_rules(self) -> list[AlertTransition]:
+        return self._engine.replace_rules([watch.rule for watch in self._watches.values()], self._clock.time())
 
     def _ensure_thread(self) -> None:
         with self._lock:
@@ -160,9 +182,82 @@ class FunctionRules:
                 self._thread.start()
 
     def _run(self) -> None:
-        while self._running and self._rules:
+        while self._running and self._watches:
             sample = self._latest()
-            if sample is not None and sample.monotonic_seconds != self._seen:
+            fresh = sample is not None and sample.monotonic_seconds != self._seen
+            if sample is not None:
                 self._seen = sample.monotonic_seconds
-                self.judge(sample)
+            with self._lock:
+                hanging = [watch for watch in self._watches.values() if self._looks_hung(watch)]
+                if sample is not None and fresh and self._running:
+                    for watch in self._watches.values():
+                        self._hand(watch, sample)
+            for watch in hanging:
+                self._tell_hang(watch)
             self._clock.wait(self._wake, LOOK_SECONDS)
+
+    def _hand(self, watch: _Watch, sample: Sample) -> None:
+        if watch.since is not None:
+            return  # it still runs
+        watch.since = self._clock.monotonic()
+        if watch.thread is None:
+            name = f"wiseflow-rule-{watch.rule.name}"
+            watch.thread = threading.Thread(target=self._work, args=(watch,), name=name, daemon=True)
+            watch.thread.start()
+        watch.inbox.put(sample)
+
+    def _work(self, watch: _Watch) -> None:
+        while (sample := watch.inbox.get()) is not None:
+            value, detail = self._value(watch, sample)
+            with self._lock:
+                # Removed, replaced or stopped meanwhile: nobody asks any more.
+                if self._watches.get(watch.key) is not watch:
+                    return
+                watch.hangs, watch.since = False, None
+                found = self._engine.judge(
+                    {watch.key: value},
+                    gap=bool(sample.gap),
+                    now=sample.monotonic_seconds,
+                    wall=sample.time_seconds,
+                    details={watch.key: detail},
+                )
+            self._tell(found)
+
+    def _value(self, watch: _Watch, sample: Sample) -> tuple[float, str]:
+        try:
+            told = watch.watcher(sample)
+            value, detail = told if isinstance(told, tuple) else (told, "")
+            value, detail = float(value), str(detail)
+        except BaseException as error:
+            with self._lock:
+                self.failures += 1
+            if not watch.failing:
+                watch.failing = True
+                logger.exception("the function of alert rule %r failed", watch.rule.name)
+                message = f"the function of alert rule {watch.rule.name!r} failed: {type(error).__name__}: {error}"
+                self._on_event(EventRecord(self._clock.time(), "rule_failed", message))
+            return NAN, ""
+        watch.failing = False
+        return value, detail
+
+    def _looks_hung(self, watch: _Watch) -> bool:
+        """Whether it has just become too long; then its rule is unknown."""
+        now = self._clock.monotonic()
+        if watch.hangs or watch.since is None or now - watch.since < HANGING_SECONDS:
+            return False
+        watch.hangs = True
+        self.hangs += 1
+        self._engine.judge({watch.key: NAN}, now=now, wall=self._clock.time())
+        return True
+
+    def _tell_hang(self, watch: _Watch) -> None:
+        message = (
+            f"the function of alert rule {watch.rule.name!r} has run for {HANGING_SECONDS:g} s; "
+            "the rule is judged again when it returns"
+        )
+        logger.error("%s", message)
+        self._on_event(EventRecord(self._clock.time(), "rule_hangs", message))
+
+    def _tell(self, transitions: list[AlertTransition]) -> None:
+        for transition in transitions:
+            self._on_alert(transition)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import COUNTER_COLUMNS, GAUGE_COLUMNS, SAMPLE_COLUMNS
 from wiseflow_nb.resources._buckets import COUNT, HIGH, LOW, VALUE, coarsen, lift
+from wiseflow_nb.resources._signals import HELD_SPACINGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +29,33 @@ RATES = {name.removesuffix("_total") + "_per_second": name for name in COUNTER_C
 
 
 def rate(times: np.ndarray, values: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-    """Change per second of a counter; NaN for the first, across gaps, and where it went back."""
+    """Change per second of a counter; NaN for the first, across gaps, and where it went back.
+
+    Where the counter was read less often than samples were taken, rows without a value have the mean
+    rate of the time that they lie in; the newest ones repeat the last rate until the next is due.
+    """
     import numpy as np
 
     result = np.full(len(values), np.nan)
-    if len(values) > 1:
-        elapsed, change = np.diff(times), np.diff(values)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            result[1:] = np.where((elapsed > 0) & (change >= 0) & (gaps[1:] == 0), change / elapsed, np.nan)
+    there = np.flatnonzero(~np.isnan(values))
+    if len(there) < 2:
+        return result
+    whole = len(there) == len(values)
+    # How many gaps there were so far: between two readings there must be none.
+    number = gaps != 0 if whole else np.cumsum(gaps != 0)
+    parted = number[1:] if whole else np.diff(number[there]) != 0
+    elapsed, change = np.diff(times if whole else times[there]), np.diff(values if whole else values[there])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.where((elapsed > 0) & (change >= 0) & ~parted, change / elapsed, np.nan)
+    if whole:
+        result[1:] = found
+        return result
+    rows, last = np.diff(there), there[-1]
+    result[there[0] + 1 : last + 1] = np.repeat(found, rows)
+    if rows[-1] > 1:
+        due = times[last] + HELD_SPACINGS * elapsed[-1]
+        newest = slice(last + 1, None)
+        result[newest] = np.where((times[newest] < due) & (number[newest] == number[last]), found[-1], np.nan)
     return result
 
 

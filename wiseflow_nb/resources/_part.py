@@ -31,7 +31,8 @@ class Part:
     """Read some columns, or say once that they cannot be read, and try again later and later.
 
     A part that is too dear is read less often; between its readings its gauges repeat the last
-    value and its counters (``*_total``) are NaN, so that no rate is made of a value that stood still.
+    value and its counters (``*_total``) are NaN, so that no rate is made of a value that stood still:
+    rates go from one reading to the next that there is, over the time between the two.
 
     Parameters
     ----------
@@ -60,12 +61,12 @@ class Part:
         "_nothing",
         "_read",
         "_share",
-        "_slow",
         "_slow_told",
         "columns",
         "due",
         "held",
         "name",
+        "slow",
         "watched",
     )
 
@@ -87,7 +88,9 @@ class Part:
         self.due = -math.inf
         self._failures = 0
         self._costs: list[float] = []
-        self._slow = self._slow_told = False
+        #: Whether it is so dear that it is read less often; what is missing between is not a failure.
+        self.slow = False
+        self._slow_told = False
         #: Whether something is to be done after a reading that went well.
         self.watched = bool(every)
 
@@ -98,7 +101,7 @@ class Part:
         as a whole have no dear part.
         """
         if now < self.due:
-            if self._slow and not self._slow_told:
+            if self.slow and not self._slow_told:
                 # Only now: a cadence that is slow anyway leaves nothing out.
                 self._slow_told = True
                 tell("probe_slowed", f"{self.name} takes {self._costs[-1]:.3g} s; it is read less often from now on")
@@ -117,13 +120,13 @@ class Part:
         if self._every or cost > CHEAP_SECONDS:
             self._budget(cost, values, now)
         else:
-            self._costs, self._slow, self._slow_told = [], False, False
+            self._costs, self.slow, self._slow_told = [], False, False
         self.watched = bool(self._every or self._costs)
         return values
 
     def _failed(self, error: BaseException, now: float, tell: Tell) -> Values:
         self._failures += 1
-        self.watched, self._slow = True, False
+        self.watched, self.slow = True, False
         self.due = now + min(2.0 ** min(self._failures - 1, 10), LONGEST_BACKOFF_SECONDS)
         self.held = self._nothing
         if self._failures == 1:
@@ -143,4 +146,4 @@ class Part:
         self.held = tuple(
             math.nan if column.endswith("_total") else value for column, value in zip(self.columns, values, strict=True)
         )
-        self._slow = not self._every
+        self.slow = not self._every

@@ -78,6 +78,7 @@ class Probe:
     __slots__ = (
         "_bound",
         "_container",
+        "_cores_used",
         "_cpu",
         "_cpu_before",
         "_dear",
@@ -136,6 +137,7 @@ class Probe:
         self._events: list[EventRecord] = []
         self._host_before: tuple[float, float, float, float] | None = None
         self._cpu_before: tuple[float, float] | None = None
+        self._cores_used = NAN
         # In the watched process itself its CPU time is not the recorder's.
         self._in_kernel = pid == os.getpid()
         self._own_cpu = 0.0
@@ -238,6 +240,7 @@ class Probe:
             self._together = None
         if gap:
             self._host_before = self._cpu_before = None
+            self._cores_used = NAN
         together = None
         if self._together is not None and not dear:
             try:
@@ -339,7 +342,7 @@ class Probe:
         if found == self._bound or (self._bound.groups and not found.groups):
             return
         # Counters of another level must not be compared with those of this one.
-        self._cpu_before = None
+        self._cpu_before, self._cores_used = None, NAN
         self._bind(found)
 
     def _bind(self, found: Bound) -> None:
@@ -427,7 +430,8 @@ class Probe:
         else:
             # Affinity and the environment bind this tree of processes; so does a group whose CPU time
             # is counted elsewhere.
-            utilization = self._rate(group_cpu if cpu_level == GROUP else tree_cpu, now) / cores
+            used, part = (group_cpu, self._group_cpu) if cpu_level == GROUP else (tree_cpu, self._processes)
+            utilization = self._rate(used, now, part.slow) / cores
         total, spare, _ = memory
         if memory_level == HOST:
             used = total - spare
@@ -439,14 +443,16 @@ class Probe:
             return cores, utilization, NAN, used, spare, NAN
         return cores, utilization, limit, used, available, used / limit
 
-    def _rate(self, used: float, now: float) -> float:
-        """CPU seconds a second since the last reading that had them; NaN at the first."""
+    def _rate(self, used: float, now: float, slow: bool) -> float:
+        """CPU seconds a second since the last reading that had them; NaN at the first.
+
+        Where they are read less often than samples are taken, the samples between repeat the last one.
+        """
         if used != used:
-            return NAN
+            return self._cores_used if slow else NAN
         before, self._cpu_before = self._cpu_before, (now, used)
-        if before is None or now <= before[0]:
-            return NAN
-        return max(used - before[1], 0.0) / (now - before[0])
+        self._cores_used = NAN if before is None or now <= before[0] else max(used - before[1], 0.0) / (now - before[0])
+        return self._cores_used
 
 
 def _ratio(value: float) -> float:

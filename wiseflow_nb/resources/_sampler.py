@@ -19,6 +19,12 @@ from wiseflow_nb.resources._schedule import Schedule, is_gap
 #: After the kernel's death: so often, for so long.
 LAST_INTERVAL = 0.1
 LAST_SECONDS = 2.0
+#: What a probe may fail at.
+NO_SAMPLE = "no sample could be taken"
+NO_PROCESSES = "the largest processes could not be told"
+NO_EVENTS = "what failed in the probe could not be told"
+
+TopProcesses = tuple[tuple[int, str, float, float], ...]
 
 
 class SampleSource(Protocol):
@@ -98,7 +104,8 @@ class Sampler:
     on_sample, on_alert, on_event
         Called on the sampling thread; they must return at once.
     on_error
-        Called with what the probe raised, and sampling goes on; default: it is raised.
+        Called with what could not be done, what the probe raised, and whether that is news (it went well
+        the time before); sampling goes on. Default: it is raised.
     resumed
         Another sampler was here before: the first sample ends a gap.
     """
@@ -113,12 +120,13 @@ class Sampler:
         on_sample: Callable[[Sample], None],
         on_alert: Callable[[AlertTransition], None],
         on_event: Callable[[EventRecord], None],
-        on_error: Callable[[BaseException], None] | None = None,
+        on_error: Callable[[str, BaseException, bool], None] | None = None,
         resumed: bool = False,
     ) -> None:
         self._probe, self._keep, self._plan, self._clock = probe, keep, plan, clock
         self._on_sample, self._on_alert, self._on_event = on_sample, on_alert, on_event
         self._on_error = on_error
+        self._failing: set[str] = set()
         self._engine_lock = threading.Lock()
         self._engine = AlertEngine(plan.all_rules())
         self._busy = False
@@ -215,11 +223,10 @@ class Sampler:
             return schedule.deadline - now
         try:
             self._take(now)
-        except BaseException as error:  # a user's probe, where the caller asked to hear of it
-            if self._on_error is None:
-                raise
-            self._on_error(error)
+        except BaseException as error:  # noqa: BLE001  a user's probe: told, or raised
+            self._failed(NO_SAMPLE, error)
         else:
+            self._failing.discard(NO_SAMPLE)
             self._last, self._expected = now, interval
         now = self._clock.monotonic()
         schedule.advance(now)
@@ -249,14 +256,40 @@ class Sampler:
             gap=gap,
             settings_revision=self._plan.revision,
         )
+        raised: list[BaseException] = []
+
+        def top() -> TopProcesses:
+            try:
+                found = tuple(self._probe.top_processes())
+                self._failing.discard(NO_PROCESSES)
+                return found
+            except BaseException as error:  # noqa: BLE001  as above, when the lock is free again
+                raised.append(error)
+                return ()
+
         with self._engine_lock:
             if self._finished:
                 return  # the reading hung while the loop was ended; all alerts are resolved by now
             self._last_wall, self._resumed = wall, False
             self._keep(sample)
-            transitions = self._engine.observe(sample, self._probe.top_processes, self._expected)
+            transitions = self._engine.observe(sample, top, self._expected)
         self._on_sample(sample)
         for transition in transitions:
             self._on_alert(transition)
-        for event in self._probe.take_events():
-            self._on_event(event)
+        for error in raised:
+            self._failed(NO_PROCESSES, error)
+        try:
+            events = list(self._probe.take_events())
+        except BaseException as error:  # noqa: BLE001  as above
+            self._failed(NO_EVENTS, error)
+        else:
+            self._failing.discard(NO_EVENTS)
+            for event in events:
+                self._on_event(event)
+
+    def _failed(self, what: str, error: BaseException) -> None:
+        if self._on_error is None:
+            raise error
+        first = what not in self._failing
+        self._failing.add(what)
+        self._on_error(what, error, first)

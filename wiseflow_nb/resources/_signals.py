@@ -18,6 +18,9 @@ TREND_SECONDS = 60.0
 TREND_WINDOW_SECONDS = 600.0
 TREND_MOST_POINTS = 60
 OOM_WINDOW_SECONDS = 60.0
+#: A counter that is read less often than samples are taken is missing in between; its rate holds for
+#: this many times the last distance between two readings.
+HELD_SPACINGS = 1.5
 
 RATE_COLUMNS = {name.removesuffix("_total") + "_per_second": name for name in COUNTER_COLUMNS}
 #: What a trend is drawn through, what is left of the limit, and the column that names the answer.
@@ -96,6 +99,45 @@ class Trend:
         return self._slope
 
 
+class Rate:
+    """Change per second of a counter, from one reading to the next that there is.
+
+    Between readings that are more than a sample apart (too dear for each) the last rate holds until
+    the next is due. A counter that was there at each sample and is missing now is unknown at once.
+
+    Examples
+    --------
+    >>> rate = Rate()
+    >>> [rate.change(at, value) for at, value in enumerate([0.0, 5.0, NAN, 25.0, NAN])]
+    [nan, 5.0, nan, 10.0, 10.0]
+    """
+
+    __slots__ = ("_at", "_per_second", "_seldom", "_skipped", "_spacing", "_value")
+
+    def __init__(self) -> None:
+        self._begin(NAN, NAN)
+
+    def _begin(self, now: float, value: float) -> None:
+        self._at, self._value = now, value
+        self._per_second = self._spacing = NAN
+        self._skipped = self._seldom = False
+
+    def change(self, now: float, value: float, gap: bool = False) -> float:
+        """Take a reading (NaN: there is none); return the change per second, NaN while it is not known."""
+        if gap or self._at != self._at:
+            self._begin(now if value == value else NAN, value)
+            return NAN
+        if value != value:
+            self._skipped = True
+            return self._per_second if self._seldom and now - self._at < HELD_SPACINGS * self._spacing else NAN
+        self._spacing, change = now - self._at, value - self._value
+        self._at, self._value = now, value
+        self._seldom, self._skipped = self._skipped, False
+        # A counter that went back was begun anew.
+        self._per_second = change / self._spacing if self._spacing > 0 and change >= 0 else NAN
+        return self._per_second
+
+
 def seconds_to_limit(left: float, slope: float) -> float:
     """How long ``left`` units last at ``slope`` units per second: infinite if it does not rise.
 
@@ -128,7 +170,7 @@ class Signals:
 
     def __init__(self, columns: Sequence[str] = ()) -> None:
         self._trends: dict[str, Trend] = {}
-        self._rates: tuple[str, ...] = ()
+        self._rates: dict[str, Rate] = {}
         self._before: Sample | None = None
         self._sample = Sample()
         self._values: dict[str, float] = {}
@@ -138,21 +180,22 @@ class Signals:
         self.want(columns)
 
     def want(self, columns: Sequence[str]) -> None:
-        """Set which derived values are worked out; a trend that was followed goes on."""
+        """Set which derived values are worked out; what was followed goes on."""
         self._trends = {name: self._trends.get(name, Trend()) for name in _TRENDS if name in columns}
-        self._rates = tuple(name for name in RATE_COLUMNS if name in columns)
+        self._rates = {name: self._rates.get(name) or self._begun(name) for name in RATE_COLUMNS if name in columns}
+
+    def _begun(self, name: str) -> Rate:
+        rate, sample = Rate(), self._sample
+        rate.change(sample.monotonic_seconds, getattr(sample, RATE_COLUMNS[name]))
+        return rate
 
     def observe(self, sample: Sample, expected_interval: float = NAN) -> None:
         """Take the next sample; ``expected_interval`` is the one that the schedule asked for (seconds)."""
         before, now = self._before, sample.monotonic_seconds
-        elapsed = NAN if before is None or sample.gap else now - before.monotonic_seconds
-        values: dict[str, float] = {}
-        for name in self._rates:
-            change = (
-                NAN if before is None else getattr(sample, RATE_COLUMNS[name]) - getattr(before, RATE_COLUMNS[name])
-            )
-            # A counter that went back was begun anew.
-            values[name] = change / elapsed if elapsed > 0 and change >= 0 else NAN
+        gap = bool(sample.gap)
+        values = {
+            name: rate.change(now, getattr(sample, RATE_COLUMNS[name]), gap) for name, rate in self._rates.items()
+        }
         for name, trend in self._trends.items():
             if sample.gap or (before is not None and _another_level(before, sample, name)):
                 trend.clear()

@@ -9,7 +9,6 @@ import math
 import os
 import socket
 import struct
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,11 +32,14 @@ from wiseflow_nb.records import (
     alert_view,
 )
 from wiseflow_nb.resources._announcer import AlertCallback, Announcer, CallbackStats
+from wiseflow_nb.resources._by_settings import UserRule, sampling_plan, user_rule
+from wiseflow_nb.resources._forks import tell_of_forks
 from wiseflow_nb.resources._function_rules import FunctionRules, Watcher
 from wiseflow_nb.resources._probe import Probe
 from wiseflow_nb.resources._ring import RingReader
-from wiseflow_nb.resources._rules import FUNCTION, AlertPlan, AlertRule, checked
+from wiseflow_nb.resources._rules import FUNCTION, AlertRule
 from wiseflow_nb.resources._sampler import Sampler, SampleSource, SamplingPlan
+from wiseflow_nb.resources._shared import SharedProbe
 from wiseflow_nb.sizing import SizingDecision, SizingInput, SizingPast, decide_workers
 
 if TYPE_CHECKING:
@@ -54,54 +56,6 @@ _PACK = struct.Struct(f"{len(SAMPLE_COLUMNS)}d")
 UNSURE_SECONDS = 10.0
 
 
-def sampling_plan(settings: Settings, rules: tuple[AlertRule, ...] = (), revision: int = 0) -> SamplingPlan:
-    """What the settings say about sampling and alerts."""
-    return SamplingPlan(
-        idle_interval=settings.resource_check_interval,
-        busy_interval=settings.busy_check_interval,
-        interval_is_explicit=settings.source("resource_check_interval") != "default",
-        alerts=AlertPlan(
-            settings.thresholds(),
-            for_seconds=settings.alert_for_seconds,
-            keep_seconds=settings.alert_keep_seconds,
-            clear_factor=settings.alert_clear_factor,
-            repeat_seconds=settings.alert_repeat_seconds,
-            memory_full_within=settings.memory_full_within,
-            disk_full_within=settings.disk_full_within,
-        ),
-        rules=rules,
-        disk_path=settings.disk_path,
-        revision=revision,
-    )
-
-
-class _Shared:
-    """A probe that the sampling loop and ``sample_now`` take turns with."""
-
-    def __init__(self, probe: SampleSource) -> None:
-        self.probe = probe
-        self.lock = threading.Lock()
-
-    @property
-    def limits(self) -> Limits:
-        return self.probe.limits
-
-    def read(self, **stamps: Any) -> Sample:
-        with self.lock:
-            return self.probe.read(**stamps)
-
-    def top_processes(self, count: int = 3) -> tuple[tuple[int, str, float, float], ...]:
-        with self.lock:
-            return self.probe.top_processes(count)
-
-    def take_events(self) -> list[EventRecord]:
-        with self.lock:
-            return self.probe.take_events()
-
-    def close(self) -> None:
-        self.probe.close()
-
-
 class ResourceMonitor:
     """Watch the resources that this process really has.
 
@@ -116,6 +70,12 @@ class ResourceMonitor:
         The process to watch; default this one.
     probe
         Where samples come from; default a ``Probe`` of ``pid``.
+
+    Notes
+    -----
+    In a forked child a monitor is stopped and knows no samples and no alerts: those were the parent's.
+    It can be used and started there, and watches the child (with ``pid``, that process as before).
+    One that follows a recorder's ring still shows what that records: the process that started it.
 
     Examples
     --------
@@ -137,12 +97,8 @@ class ResourceMonitor:
     ) -> None:
         self._settings = load_settings() if settings is None else settings
         self._clock = clock
-        self._own_probe = (
-            Probe(os.getpid() if pid is None else pid, self._settings.disk_path) if probe is None else None
-        )
-        source = self._own_probe if probe is None else probe
-        assert source is not None
-        self._probe = _Shared(source)
+        make: Callable[[], Probe] = lambda: Probe(os.getpid() if pid is None else pid, self._settings.disk_path)  # noqa: E731
+        self._probe = SharedProbe(make(), make) if probe is None else SharedProbe(probe, None)
         self._ring_path = ring_path
         self._ring: RingReader | None = None
         # Packed: a row of float objects takes four times as much.
@@ -152,7 +108,8 @@ class ResourceMonitor:
         self._open: dict[str, AlertView] = {}
         self.bus = EventBus() if bus is None else bus
         self._announcer = Announcer(self.bus, clock)
-        self._rules: dict[tuple[str, str], AlertRule] = {}
+        # What the user gave; those with a function are judged in this process.
+        self._rules: dict[tuple[str, str], UserRule] = {}
         self._functions = FunctionRules(self.latest, clock, self._own_alert, self._own_event)
         #: Told of the alerts of rules with a function, before they are announced.
         self.on_own_alert: Callable[[AlertTransition], None] | None = None
@@ -160,14 +117,25 @@ class ResourceMonitor:
         self.on_own_event: Callable[[EventRecord], None] | None = None
         #: Told when the rules change, where another process judges them.
         self.on_rules_change: Callable[[], None] | None = None
+        #: How often the probe raised.
         self.sampler_failures = 0
-        self._sampler_fails = False
         self._sampler: Sampler | None = None
         self._busy = False
         self._running = False
         self._thread: threading.Thread | None = None
         self._sizing_past = SizingPast()
         self._last_target = 0
+        tell_of_forks(self)
+
+    def after_fork(self) -> None:
+        """Forget the parent's threads, locks, samples and alerts: this is its forked child."""
+        self._probe.after_fork()
+        self._functions.after_fork()
+        self._announcer.after_fork()
+        self._running, self._thread, self._sampler = False, None, None
+        self._kept = collections.deque(maxlen=KEPT_SAMPLES)
+        self._transitions = collections.deque(maxlen=KEPT_TRANSITIONS)
+        self._newest, self._open = None, {}
 
     def start(self) -> ResourceMonitor:
         """Start sampling (alone) and delivering; a second call does nothing."""
@@ -180,7 +148,7 @@ class ResourceMonitor:
                     self._keep,
                     self.plan(),
                     self._clock,
-                    on_sample=self._sampled,
+                    on_sample=lambda sample: None,
                     on_alert=self.deliver,
                     on_event=self.bus.publish,
                     on_error=self._failed,
@@ -207,8 +175,12 @@ class ResourceMonitor:
             sampler.finish()
         self._announcer.stop(timeout)
         if self._probe.lock.acquire(timeout=timeout):
-            self._probe.close()
-            self._probe.lock.release()
+            try:
+                self._probe.close()
+            except BaseException as error:  # noqa: BLE001  a user's probe
+                self._failed("the probe cannot be closed", error, True)
+            finally:
+                self._probe.lock.release()
         else:
             logger.warning("a reading still hangs at stop; its thread is left behind")
         if self._ring is not None:
@@ -229,14 +201,20 @@ class ResourceMonitor:
         return self._probe.limits
 
     @property
+    def probe_path(self) -> str:
+        """Which way readings of this process come: ``linux files`` (fast), ``psutil``, or ``custom`` (a given probe)."""
+        return self._probe.path
+
+    @property
     def alerts(self) -> tuple[AlertView, ...]:
         """The alerts that are open now."""
         return tuple(self._open.values())
 
     def plan(self, revision: int = 0) -> SamplingPlan:
         """How often is sampled and what is judged, by the settings and the rules that were added."""
-        plan = sampling_plan(self._settings, tuple(self._rules.values()), revision)
-        return replace(plan, replaced=self._functions.keys())
+        functions = self._functions.keys()
+        rules = tuple(item.rule for key, item in self._rules.items() if key not in functions)
+        return replace(sampling_plan(self._settings, rules, revision), replaced=functions)
 
     def set_busy(self, busy: bool) -> None:
         """Alone: work runs (or none does any more), so sample at the busy interval (or the idle one)."""
@@ -344,6 +322,16 @@ class ResourceMonitor:
         return self._announcer.failures
 
     @property
+    def rule_failures(self) -> int:
+        """How often the function of a rule raised."""
+        return self._functions.failures
+
+    @property
+    def rule_hangs(self) -> int:
+        """How often the function of a rule ran for more than 30 s; the other rules went on."""
+        return self._functions.hangs
+
+    @property
     def dropped_transitions(self) -> int:
         """Transitions that nobody was told of: the queue of 1,000 was full."""
         return self._announcer.dropped
@@ -384,14 +372,15 @@ class ResourceMonitor:
             derived values (``memory_seconds_to_limit``, ...; see ``AlertRule``), or a function of the
             newest ``Sample`` that returns a number, or a number and a few words for the message. A
             column is judged on every sample by the recorder, also while this process is busy; a
-            function runs here, on a thread of the monitor's own, once a second at most.
+            function runs here, on a thread of the rule's own, once a second at most; one that hangs
+            is an event, and its rule is unknown until it returns.
         warning, critical
             From here on it is one, in the unit of the value; without ``critical`` it never gets worse
             than a warning.
         resource
             What it is about; default the name.
         for_seconds, keep_seconds, clear_factor, repeat_seconds
-            Default: as the settings say (``ALERT_...``).
+            Default: as the settings say (``ALERT_...``), also when they change later.
         unit
             What people read; default by the column's name.
         below
@@ -412,33 +401,30 @@ class ResourceMonitor:
         >>> monitor.remove_rule("many files")
         True
         """
-        settings = self._settings
         column = watch if isinstance(watch, str) else FUNCTION
         if not isinstance(watch, str) and not callable(watch):
             raise UsageError(f"rule {name!r}: {watch!r} is neither a column's name nor a function; give one of them")
-        rule = checked(
-            AlertRule(
-                name,
-                resource or name,
-                column,
-                warning,
-                # Beyond what a value can be, and a number that JSON can write.
-                (-sys.float_info.max if below else sys.float_info.max) if critical is None else critical,
-                settings.alert_for_seconds if for_seconds is None else for_seconds,
-                settings.alert_keep_seconds if keep_seconds is None else keep_seconds,
-                settings.alert_clear_factor if clear_factor is None else clear_factor,
-                unit or _unit_of(column),
-                below,
-                settings.alert_repeat_seconds if repeat_seconds is None else repeat_seconds,
-                phrase=phrase,
-            )
+        made = user_rule(
+            self._settings,
+            name,
+            column,
+            warning=warning,
+            critical=critical,
+            resource=resource,
+            unit=unit,
+            below=below,
+            phrase=phrase,
+            for_seconds=for_seconds,
+            keep_seconds=keep_seconds,
+            clear_factor=clear_factor,
+            repeat_seconds=repeat_seconds,
         )
+        rule = made.rule
         key = (rule.name, rule.resource)
+        self._rules = {**self._rules, key: made}
         if isinstance(watch, str):
             self._functions.discard(key)
-            self._rules = {**self._rules, key: rule}
         else:
-            self._rules = {other: item for other, item in self._rules.items() if other != key}
             self._functions.add(rule, watch)
         # A rule with a function, too, takes the place of one that is judged elsewhere.
         self._rules_changed()
@@ -447,8 +433,9 @@ class ResourceMonitor:
     def remove_rule(self, name: str) -> bool:
         """Forget an added rule; its open alert is resolved. Return whether there was one of that name."""
         left = {key: rule for key, rule in self._rules.items() if key[0] != name}
-        gone = self._functions.remove(name) or len(left) < len(self._rules)
+        gone = len(left) < len(self._rules)
         self._rules = left
+        self._functions.remove(name)
         if gone:
             self._rules_changed()
         return gone
@@ -498,8 +485,11 @@ class ResourceMonitor:
     def apply_settings(self, settings: Settings) -> None:
         """Take new settings, from the next sample on."""
         self._settings = settings
-        if self._own_probe is not None:
-            self._own_probe.disk_path = settings.disk_path
+        self._probe.follow(settings.disk_path)
+        before, self._rules = self._rules, {key: item.by(settings) for key, item in self._rules.items()}
+        for key, item in self._rules.items():
+            if item != before[key]:
+                self._functions.change(item.rule)
         if self._sampler is not None:
             self._sampler.configure(self.plan())
 
@@ -564,21 +554,17 @@ class ResourceMonitor:
         self._kept.append(_PACK.pack(*sample))
         self._newest = sample
 
-    def _sampled(self, sample: Sample) -> None:
-        self._sampler_fails = False
-
     def _own_event(self, event: EventRecord) -> None:
         if self.on_own_event is not None:
             self.on_own_event(event)
         self.bus.publish(event)
 
-    def _failed(self, error: BaseException) -> None:
+    def _failed(self, what: str, error: BaseException, first: bool) -> None:
         self.sampler_failures += 1
-        if not self._sampler_fails:
+        if first:
             # A user's probe: told once until it works again.
-            self._sampler_fails = True
-            logger.error("no sample could be taken; trying on", exc_info=error)
-            message = f"no sample could be taken: {type(error).__name__}: {error}"
+            logger.error("%s; trying on", what, exc_info=error)
+            message = f"{what}: {type(error).__name__}: {error}"
             self.bus.publish(EventRecord(self._clock.time(), "sampler_failed", message))
 
     def _remember(self, item: AlertTransition) -> None:
@@ -587,12 +573,3 @@ class ResourceMonitor:
             self._open.pop(item.alert_id, None)
             return
         self._open[item.alert_id] = alert_view(item)
-
-
-def _unit_of(column: str) -> str:
-    """What people read of a column's values, by its name."""
-    if column.endswith("_per_second"):
-        return column.removesuffix("_per_second").rsplit("_", 1)[1] + "/s"
-    words = column.removesuffix("_total").split("_")
-    known = {"ratio": "ratio", "bytes": "bytes", "seconds": "seconds", "limit": "seconds", "count": ""}
-    return known.get(words[-1], "" if column == FUNCTION else words[-1])
