@@ -265,7 +265,7 @@ def _tasks(arguments: argparse.Namespace) -> int:
 
     view = _open(arguments.session, _settings(arguments))
     try:
-        found = sorted(view.snapshot().tasks, key=lambda record: record.created_seconds)
+        found = sorted(view.task_records(), key=lambda record: record.created_seconds)
     finally:
         view.close()
     if arguments.json:
@@ -278,9 +278,10 @@ def _tasks(arguments: argparse.Namespace) -> int:
 def _cancel(arguments: argparse.Namespace) -> int:
     view = _open(arguments.session, _settings(arguments))
     try:
+        by_id = view.task(arguments.task)
         named = [
             record
-            for record in view.snapshot().tasks
+            for record in ([by_id] if by_id is not None else reversed(view.task_records()))
             if arguments.task == record.task_id or (arguments.task == record.name and not record.state.terminal)
         ]
         if not named:

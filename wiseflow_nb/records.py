@@ -390,7 +390,9 @@ def alert_view(item: AlertTransition, before: AlertView | None = None, *, acknow
 class Snapshot:
     """All that a dashboard draws, at one moment. ``tasks`` holds only rows newer than ``since_rev``.
 
-    ``rev`` is what to ask with next. ``settings`` maps lower-case setting names to values;
+    ``rev`` is what to ask with next. With ``reset`` they are a first picture, which takes the place of all
+    that was known: of the tasks whose last change was at or before ``older_rev`` only those that have not
+    ended; 0: all tasks. ``settings`` maps lower-case setting names to values;
     ``thresholds`` maps ``cpu|memory|disk`` to (warning, critical) ratios of 0-1.
     ``shutdown_at_seconds`` is when the idle workers are going to be stopped; NaN: they are not.
     ``hold_reason`` says why no task starts although some are ready.
@@ -411,6 +413,7 @@ class Snapshot:
     reset: bool = False
     shutdown_at_seconds: float = NAN
     hold_reason: str = ""
+    older_rev: int = 0
 
 
 def to_json_dict(record: Any) -> dict[str, Any]:

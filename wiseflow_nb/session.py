@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wiseflow_nb.session")
 KEPT_CELLS = 1000
+_COMPLETED = TaskState.COMPLETED
+_ALIVE = tuple(state for state in TaskState if not state.terminal)
 FIXED_SETTINGS = frozenset({"state_dir", "recorder_enabled", "retention_days", "retention_mb"})
 
 
@@ -97,6 +99,8 @@ class Session:
         self._root, self._root_note = sessions_root(self._settings.state_dir, for_writing=True)
         self.directory = self._root / self.id
         self._acknowledged: set[str] = set()
+        #: The tasks that have not ended, as they were told last: few among the many that have.
+        self._unfinished: dict[str, TaskRecord] = {}
         self._cells: collections.OrderedDict[str, CellRecord] = collections.OrderedDict()
         self._running_cells: set[str] = set()
         self.monitor = ResourceMonitor(
@@ -415,6 +419,10 @@ class Session:
         """The tasks changed after ``since_rev``."""
         return self.tasks.records(since_rev)
 
+    def unfinished_tasks(self) -> Sequence[TaskRecord]:
+        """The tasks that have not ended, as of their last change."""
+        return tuple(self._unfinished.copy().values())
+
     def task_record(self, task_id: str) -> TaskRecord | None:
         """One task."""
         return self.tasks.get(task_id)
@@ -485,6 +493,11 @@ class Session:
 
     def _task_changed(self, record: TaskRecord, transition: TaskTransition | None) -> None:
         self._recorder.put("task", record)
+        state = record.state
+        if state is _COMPLETED or state not in _ALIVE:
+            self._unfinished.pop(record.task_id, None)
+        else:
+            self._unfinished[record.task_id] = record
         if transition is None:
             return
         self._recorder.put("transition", transition)

@@ -62,6 +62,12 @@ class FakeView:
         counts = {"running": 2}
         return Snapshot(LIVE, 0.0, 0, Sample(), tuple(self.tasks), counts, PoolStatus(), (), (), {}, {})
 
+    def task_records(self, *, until_rev: int | None = None, limit: int | None = None) -> tuple[TaskRecord, ...]:
+        return tuple(reversed(self.tasks))
+
+    def task(self, task_id: str) -> TaskRecord | None:
+        return next((record for record in self.tasks if record.task_id == task_id), None)
+
     def cancel(self, task_id: str) -> CommandResult:
         self.cancelled.append(task_id)
         return self.answer

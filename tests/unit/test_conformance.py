@@ -16,7 +16,7 @@ from wiseflow_nb.records import AlertState, AlertTransition, CellRecord, Session
 from wiseflow_nb.session import Session
 from wiseflow_nb.store.writer import MAX_TEXT
 from wiseflow_nb.tasks import TaskManager
-from wiseflow_nb.view import SessionView, StoreView
+from wiseflow_nb.view import SessionView, StoreView, _picture, _views
 
 HOSTILE = {
     "sql": "'; DROP TABLE tasks; --",
@@ -77,9 +77,9 @@ def told(shot: Snapshot) -> dict[str, Any]:
     return values
 
 
-def settle(session: Session) -> None:
-    wait_until(lambda: all(task.state.terminal for task in session.task_records()))
-    wait_until(lambda: session.view.snapshot().pool.busy == 0)
+def settle(session: Session, alive: int = 0) -> None:
+    wait_until(lambda: sum(not task.state.terminal for task in session.task_records()) == alive)
+    wait_until(lambda: session.pool.status().busy == min(alive, 1) and session.pool.status().queued == 0)
     session._governor.tell_pool()
     assert session.sync()
 
@@ -110,6 +110,59 @@ def test_both_tell_the_same(session: Session, views: tuple[SessionView, SessionV
     for task in local.snapshot().tasks:
         assert plain(asdict(local.task(task.task_id))) == plain(asdict(store.task(task.task_id)))
     assert local.task("nobody") is store.task("nobody") is None
+
+
+def test_a_first_picture_is_small_and_the_same_and_pages_bring_the_rest(
+    session: Session, views: tuple[SessionView, SessionView], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_picture, "SHOWN_TASKS", 6)
+    monkeypatch.setattr(_picture, "CHANGED_TASKS", 6)
+    monkeypatch.setattr(_views, "CHANGES_A_TASK", 1)
+    started, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        release.wait(60)
+
+    session.tasks.set_max_concurrent(1)
+    held = session.tasks.options(name="held").submit(hold)
+    assert started.wait(30)
+    waiting = [session.tasks.options(name=f"later {number}").submit(int) for number in range(3)]
+    session.tasks.set_max_concurrent(2)
+    blocked = [session.tasks.options(name=f"after {number}", dependencies=[held]).submit(int) for number in range(8)]
+    for task in waiting:
+        task.result(timeout=30)
+    for number in range(20):
+        session.tasks.options(name=f"short {number}").submit(int).result(timeout=30)
+    settle(session, alive=9)
+    local, store = views
+    shot = local.snapshot()
+    assert told(shot) == told(store.snapshot())
+    assert shot.reset
+    assert shot.task_counts == {"completed": 23, "running": 1, "waiting": 8}
+    # The six that changed last, and of the older ones six that have not ended: what runs, then what waits.
+    newest_waiting = [task.id for task in blocked[-5:]]
+    assert [task.task_id for task in shot.tasks[-6:]] == [f"t{number}" for number in range(27, 33)]
+    assert {task.task_id for task in shot.tasks[:-6]} == {held.id, *newest_waiting}
+    for view in views:
+        first = view.snapshot()
+        page = view.task_records(until_rev=first.older_rev, limit=10)
+        rest = view.task_records(until_rev=page[-1].rev - 1)
+        assert len(page) == 10
+        revs = [task.rev for task in (*page, *rest)]
+        assert revs == sorted(revs, reverse=True)
+        everything = {task.task_id for task in view.task_records()}
+        assert {task.task_id for task in (*first.tasks, *page, *rest)} == everything
+        assert len(everything) == 32
+        # A little that changed is told alone; more than fits is a first picture again.
+        few = view.snapshot(first.rev - 2)
+        assert (few.reset, few.older_rev) == (False, 0)
+        assert [task.rev for task in few.tasks] == sorted(task.rev for task in first.tasks)[-len(few.tasks) :]
+        many = view.snapshot(1)
+        assert told(replace(many, pool=first.pool)) == told(first)
+    release.set()
+    settle(session)
+    assert told(local.snapshot()) == told(store.snapshot())
 
 
 @pytest.mark.parametrize("frame", ["task_history", "cell_history", "alert_history", "events", "commands"])
