@@ -167,8 +167,10 @@ def _paint(cell: str) -> str:
 
 
 def _print_json(value: Any) -> None:
+    from wiseflow_nb.records import valid
+
     # ASCII: no terminal is driven by a name, and no encoding lacks a letter.
-    print(json.dumps(value, indent=2, allow_nan=False))
+    print(json.dumps(valid(value), indent=2, allow_nan=False))
 
 
 # Which session is meant.

@@ -38,6 +38,8 @@ from wiseflow_nb.records import (
     TaskState,
     TaskTransition,
     to_json_dict,
+    valid_record,
+    valid_text,
 )
 from wiseflow_nb.report import Report
 from wiseflow_nb.resources.monitor import ResourceMonitor
@@ -89,7 +91,7 @@ class Session:
         base = load_settings(overrides) if settings is None else settings
         self._settings = base.replaced(overrides) if settings is not None and overrides else base
         self._clock = clock
-        self._title = title or Path.cwd().name or "session"
+        self._title = valid_text(title or Path.cwd().name or "session")
         self._revision = 0
         self._lock = threading.RLock()
         self._state = "new"
@@ -151,7 +153,7 @@ class Session:
             cells_running=lambda: bool(self._running_cells),
             tell_busy=self._recorder.set_busy,
             tell_pool=lambda status: self._recorder.put_meta("pool", json.dumps(to_json_dict(status))),
-            tell_hold=lambda reason: self._recorder.put_meta("hold_reason", json.dumps(reason)),
+            tell_hold=lambda reason: self._recorder.put_meta("hold_reason", json.dumps(valid_text(reason))),
             tell_shutdown=lambda at: self._recorder.put_meta("shutdown_at", json.dumps(at if at == at else None)),
             event=self.event,
         )
@@ -377,7 +379,7 @@ class Session:
 
     def event(self, kind: str, message: str, **data: Any) -> None:
         """Record an event and tell the subscribers of ``session.bus``."""
-        record = EventRecord(self._clock.time(), kind, message, data)
+        record = EventRecord(self._clock.time(), kind, valid_text(message), data)
         self._recorder.put("event", record)
         self.bus.publish(record)
 
@@ -395,6 +397,7 @@ class Session:
         self._governor.not_idle()
 
     def _keep_cell(self, cell: CellRecord) -> None:
+        cell = valid_record(cell)
         with self._lock:
             self._cells[cell.cell_id] = cell
             while len(self._cells) > KEPT_CELLS:

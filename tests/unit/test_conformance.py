@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -12,7 +13,18 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from wiseflow_nb.records import AlertState, AlertTransition, CellRecord, SessionInfo, SessionState, Severity, Snapshot
+from wiseflow_nb import cli
+from wiseflow_nb.records import (
+    AlertState,
+    AlertTransition,
+    CellRecord,
+    SessionInfo,
+    SessionState,
+    Severity,
+    Snapshot,
+    valid,
+    valid_text,
+)
 from wiseflow_nb.session import Session
 from wiseflow_nb.store.writer import MAX_TEXT
 from wiseflow_nb.tasks import TaskManager
@@ -260,12 +272,15 @@ def test_hostile_texts_are_texts_the_whole_way(session: Session, view: SessionVi
     assert record.name.encode("utf-8", "replace").decode()[:limit] == expected[:limit]
     assert record.state == "failed"
     assert text.encode("utf-8", "replace").decode()[:limit] in record.error.encode("utf-8", "replace").decode()
-    for value in (record.name, record.error, record.traceback, record.output_tail, record.progress_text):
+    for value in (record.name, record.error, record.traceback, record.output_tail, record.progress_text, *record.tags):
         assert isinstance(value, str)
+        assert value == valid_text(value), "what is shown is text that UTF-8 has, from both views"
         assert isinstance(view, StoreView) is False or len(value) <= MAX_TEXT
     assert len(view.task_history()) == 1
     assert view.cell_history().first_line.iloc[0][:limit] == text.encode("utf-8", "replace").decode()[:limit]
+    json.dumps(valid(asdict(record)), ensure_ascii=False).encode("utf-8")
     event = view.events().query("kind == 'told'").iloc[0]
+    assert valid_text(str(event.data)) == str(event.data)
     assert event.message[:limit] == text.encode("utf-8", "replace").decode()[:limit]
     # The name is what a person sees of it elsewhere too, and nothing of it was obeyed.
     answer = view.cancel(task.id)
@@ -274,6 +289,28 @@ def test_hostile_texts_are_texts_the_whole_way(session: Session, view: SessionVi
     assert session.recorder.restarts == 0
     assert view.snapshot().task_counts["failed"] == 1
     assert [item.session_id for item in view.sessions()] == [session.id]
+
+
+def test_a_title_that_is_no_text_is_shown_as_text_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory's name that is not UTF-8 is the default title, and comes with lone surrogates."""
+    with Session(title="caf\udce9 \ud800", resource_check_interval=0.05) as session:
+        task = session.tasks.options(name="w\udce4g", tags=("\udcff",)).submit(boom, "\udce4")
+        settle(session)
+        store = StoreView(session.directory)
+        for view in (session.view, store):
+            assert view.snapshot().info.title == "caf? ?"
+            (shown,) = view.snapshot().tasks
+            assert (shown.name, shown.tags, shown.error) == ("w?g", ("?",), "RuntimeError: ?")
+            assert shown == view.task(task.id)
+        store.close()
+        for words in (["status"], ["tasks", session.id], ["sessions"], ["report", session.id]):
+            assert cli.main([*words, "--json"]) == 0
+            out = capsys.readouterr().out
+            assert "\\udc" not in out
+            assert "\\ud800" not in out
+            json.loads(out)
+        assert cli.main(["status"]) == 0
+        assert "caf? ?" in capsys.readouterr().out
 
 
 def test_data_that_json_has_no_word_for_does_not_stop_the_record(session: Session, view: SessionView) -> None:

@@ -24,6 +24,8 @@ from wiseflow_nb.records import (
     TaskRecord,
     TaskState,
     from_json_dict,
+    valid_record,
+    valid_text,
 )
 from wiseflow_nb.store.commands import logged, send, sender, validate
 from wiseflow_nb.store.finding import all_sessions
@@ -51,14 +53,14 @@ CHANGES_A_TASK = 3
 
 
 class LocalTasks:
-    """The tasks of the session in this process, as ``TaskSource`` wants them."""
+    """The tasks of the session in this process, as ``TaskSource`` wants them; their texts as the file has them."""
 
     def __init__(self, session: LocalSession) -> None:
         self._session = session
 
     def changed_tasks(self, since_rev: int, limit: int) -> Sequence[TaskRecord]:
         """Oldest change first."""
-        return self._session.task_records(since_rev)[:limit]
+        return [valid_record(task) for task in self._session.task_records(since_rev)[:limit]]
 
     def newest_tasks(self, limit: int | None, until_rev: int | None = None) -> Sequence[TaskRecord]:
         """Newest change first."""
@@ -70,7 +72,7 @@ class LocalTasks:
             since = max(until - span, 0)
             found = [task for task in reversed(self._session.task_records(since)) if task.rev <= until]
             if limit is None or len(found) >= limit or not since:
-                return found[:limit]
+                return [valid_record(task) for task in found[:limit]]
             span *= 4
 
     def unfinished_tasks(self, state: TaskState, limit: int, until_rev: int) -> Sequence[TaskRecord]:
@@ -79,7 +81,7 @@ class LocalTasks:
         known.sort(key=lambda task: -task.rev)
         # As it is now, with what it has written so far.
         found = (self._session.task_record(task.task_id) for task in known[:limit])
-        return [task for task in found if task is not None and task.rev <= until_rev]
+        return [valid_record(task) for task in found if task is not None and task.rev <= until_rev]
 
 
 class LocalView(StoredFrames, Verbs):
@@ -103,13 +105,13 @@ class LocalView(StoredFrames, Verbs):
             tasks=shown.tasks,
             task_counts={state: count for state, count in session.task_counts().items() if count},
             pool=session.pool_status(),
-            alerts=alert_views(session.alert_transitions(), session.acknowledged()),
+            alerts=tuple(map(valid_record, alert_views(session.alert_transitions(), session.acknowledged()))),
             cells=tuple(session.cell_records())[-SHOWN_CELLS:],
             settings=session.setting_values(),
             thresholds=session.thresholds(),
             paused=session.paused(),
             shutdown_at_seconds=session.shutdown_at(),
-            hold_reason=session.hold_reason(),
+            hold_reason=valid_text(session.hold_reason()),
             reset=shown.reset,
             older_rev=shown.older_rev,
         )
@@ -124,11 +126,12 @@ class LocalView(StoredFrames, Verbs):
 
     def task(self, task_id: str) -> TaskRecord | None:
         """One task with everything known."""
-        return self._session.task_record(task_id)
+        task = self._session.task_record(task_id)
+        return None if task is None else valid_record(task)
 
     def task_history(self) -> pd.DataFrame:
         """Every task: one row each, indexed by its id."""
-        return task_frame(self._session.task_records(0))
+        return task_frame(map(valid_record, self._session.task_records(0)))
 
     def watch(self, seconds: float = 10.0) -> None:
         """Hold the sampling at the busy interval for so long."""
