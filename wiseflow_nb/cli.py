@@ -167,8 +167,10 @@ def _paint(cell: str) -> str:
 
 
 def _print_json(value: Any) -> None:
+    from wiseflow_nb.records import valid
+
     # ASCII: no terminal is driven by a name, and no encoding lacks a letter.
-    print(json.dumps(value, indent=2, allow_nan=False))
+    print(json.dumps(valid(value), indent=2, allow_nan=False))
 
 
 # Which session is meant.
@@ -265,7 +267,7 @@ def _tasks(arguments: argparse.Namespace) -> int:
 
     view = _open(arguments.session, _settings(arguments))
     try:
-        found = sorted(view.snapshot().tasks, key=lambda record: record.created_seconds)
+        found = sorted(view.task_records(), key=lambda record: record.created_seconds)
     finally:
         view.close()
     if arguments.json:
@@ -278,9 +280,10 @@ def _tasks(arguments: argparse.Namespace) -> int:
 def _cancel(arguments: argparse.Namespace) -> int:
     view = _open(arguments.session, _settings(arguments))
     try:
+        by_id = view.task(arguments.task)
         named = [
             record
-            for record in view.snapshot().tasks
+            for record in ([by_id] if by_id is not None else reversed(view.task_records()))
             if arguments.task == record.task_id or (arguments.task == record.name and not record.state.terminal)
         ]
         if not named:

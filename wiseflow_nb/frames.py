@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wiseflow_nb.errors import MissingExtraError, UsageError
-from wiseflow_nb.records import AlertTransition, AlertView, CellRecord, EventRecord, TaskRecord, to_json_dict
+from wiseflow_nb.records import (
+    AlertTransition,
+    AlertView,
+    CellRecord,
+    EventRecord,
+    TaskRecord,
+    to_json_dict,
+    valid_text,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,6 +159,5 @@ def _plain_cell(value: Any) -> Any:
     if isinstance(value, (tuple, list, Mapping)):
         value = json.dumps(value, default=str)
     if isinstance(value, str):
-        # A lone surrogate is legal in a str and not in UTF-8.
-        return value.encode("utf-8", "replace").decode("utf-8")
+        return valid_text(value)
     return value

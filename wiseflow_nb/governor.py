@@ -114,6 +114,7 @@ class Governor:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._last_pool: PoolStatus | None = None
+        self._pool_lock = threading.Lock()
         self._idle_since = clock.monotonic()
         self._rests = False
         self._next_audit = clock.monotonic() + settings().audit_interval
@@ -170,11 +171,14 @@ class Governor:
         self._pool.resize(decision.target, decision.reason)
 
     def tell_pool(self) -> None:
-        """Tell how the pool stands, if that changed."""
-        status = self._pool.status()
-        if status != self._last_pool:
-            self._last_pool = status
-            self._tell_pool(status)
+        """Tell how the pool stands, if that changed. May be called from any thread."""
+        # Read and told in one: else what another thread read later could be told earlier, and the older
+        # figures would be the last word on a pool that rests.
+        with self._pool_lock:
+            status = self._pool.status()
+            if status != self._last_pool:
+                self._last_pool = status
+                self._tell_pool(status)
 
     def audit(self) -> tuple[AuditFinding, ...]:
         """Look for what leaks; each finding that is new is an event. May be called from any thread."""

@@ -10,7 +10,7 @@ import enum
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 NAN = math.nan
@@ -401,7 +401,9 @@ def alert_view(item: AlertTransition, before: AlertView | None = None, *, acknow
 class Snapshot:
     """All that a dashboard draws, at one moment. ``tasks`` holds only rows newer than ``since_rev``.
 
-    ``rev`` is what to ask with next. ``settings`` maps lower-case setting names to values;
+    ``rev`` is what to ask with next. With ``reset`` they are a first picture, which takes the place of all
+    that was known: of the tasks whose last change was at or before ``older_rev`` only those that have not
+    ended; 0: all tasks. ``settings`` maps lower-case setting names to values;
     ``thresholds`` maps ``cpu|memory|disk`` to (warning, critical) ratios of 0-1.
     ``shutdown_at_seconds`` is when the idle workers are going to be stopped; NaN: they are not.
     ``hold_reason`` says why no task starts although some are ready.
@@ -422,6 +424,55 @@ class Snapshot:
     reset: bool = False
     shutdown_at_seconds: float = NAN
     hold_reason: str = ""
+    older_rev: int = 0
+
+
+def valid_text(text: str) -> str:
+    """Return the text with a question mark for each lone surrogate: legal in a ``str``, and not in UTF-8.
+
+    They come with the names of files that are not UTF-8, and a record, a page or a JSON file cannot hold them.
+
+    Examples
+    --------
+    >>> valid_text("caf\\udce9"), valid_text("café")
+    ('caf?', 'café')
+    """
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def valid(value: Any) -> Any:
+    """Return plain values (of dicts, lists and tuples) with ``valid_text`` in the place of every text.
+
+    Examples
+    --------
+    >>> valid({"names": ("a", "\\ud800")})
+    {'names': ['a', '?']}
+    """
+    if isinstance(value, str):
+        return valid_text(value)
+    if isinstance(value, dict):
+        return {valid(key): valid(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [valid(item) for item in value]
+    return value
+
+
+def valid_record(record: RecordT) -> RecordT:
+    """Return a dataclass record whose texts are ``valid_text``: the very same one, if they are."""
+    changed: dict[str, Any] = {}
+    for name in _text_fields(type(record)):  # type: ignore[arg-type]
+        value = getattr(record, name)
+        if isinstance(value, str):
+            if not value.isascii() and (text := valid_text(value)) != value:
+                changed[name] = text
+        elif value and (texts := tuple(map(valid_text, value))) != value:
+            changed[name] = texts
+    return replace(record, **changed) if changed else record  # type: ignore[type-var]
+
+
+@functools.cache
+def _text_fields(cls: type[Any]) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(cls) if item.type in ("str", "tuple[str, ...]"))
 
 
 def to_json_dict(record: Any) -> dict[str, Any]:

@@ -38,6 +38,8 @@ from wiseflow_nb.records import (
     TaskState,
     TaskTransition,
     to_json_dict,
+    valid_record,
+    valid_text,
 )
 from wiseflow_nb.report import Report
 from wiseflow_nb.resources.monitor import ResourceMonitor
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wiseflow_nb.session")
 KEPT_CELLS = 1000
+_COMPLETED = TaskState.COMPLETED
+_ALIVE = tuple(state for state in TaskState if not state.terminal)
 FIXED_SETTINGS = frozenset({"state_dir", "recorder_enabled", "retention_days", "retention_mb"})
 
 
@@ -87,7 +91,7 @@ class Session:
         base = load_settings(overrides) if settings is None else settings
         self._settings = base.replaced(overrides) if settings is not None and overrides else base
         self._clock = clock
-        self._title = title or Path.cwd().name or "session"
+        self._title = valid_text(title or Path.cwd().name or "session")
         self._revision = 0
         self._lock = threading.RLock()
         self._state = "new"
@@ -97,6 +101,8 @@ class Session:
         self._root, self._root_note = sessions_root(self._settings.state_dir, for_writing=True)
         self.directory = self._root / self.id
         self._acknowledged: set[str] = set()
+        #: The tasks that have not ended, as they were told last: few among the many that have.
+        self._unfinished: dict[str, TaskRecord] = {}
         self._cells: collections.OrderedDict[str, CellRecord] = collections.OrderedDict()
         self._running_cells: set[str] = set()
         self.monitor = ResourceMonitor(
@@ -147,7 +153,7 @@ class Session:
             cells_running=lambda: bool(self._running_cells),
             tell_busy=self._recorder.set_busy,
             tell_pool=lambda status: self._recorder.put_meta("pool", json.dumps(to_json_dict(status))),
-            tell_hold=lambda reason: self._recorder.put_meta("hold_reason", json.dumps(reason)),
+            tell_hold=lambda reason: self._recorder.put_meta("hold_reason", json.dumps(valid_text(reason))),
             tell_shutdown=lambda at: self._recorder.put_meta("shutdown_at", json.dumps(at if at == at else None)),
             event=self.event,
         )
@@ -374,7 +380,7 @@ class Session:
 
     def event(self, kind: str, message: str, **data: Any) -> None:
         """Record an event and tell the subscribers of ``session.bus``."""
-        record = EventRecord(self._clock.time(), kind, message, data)
+        record = EventRecord(self._clock.time(), kind, valid_text(message), data)
         self._recorder.put("event", record)
         self.bus.publish(record)
 
@@ -392,6 +398,7 @@ class Session:
         self._governor.not_idle()
 
     def _keep_cell(self, cell: CellRecord) -> None:
+        cell = valid_record(cell)
         with self._lock:
             self._cells[cell.cell_id] = cell
             while len(self._cells) > KEPT_CELLS:
@@ -415,6 +422,10 @@ class Session:
     def task_records(self, since_rev: int = 0) -> tuple[TaskRecord, ...]:
         """The tasks changed after ``since_rev``."""
         return self.tasks.records(since_rev)
+
+    def unfinished_tasks(self) -> Sequence[TaskRecord]:
+        """The tasks that have not ended, as of their last change."""
+        return tuple(self._unfinished.copy().values())
 
     def task_record(self, task_id: str) -> TaskRecord | None:
         """One task."""
@@ -486,6 +497,11 @@ class Session:
 
     def _task_changed(self, record: TaskRecord, transition: TaskTransition | None) -> None:
         self._recorder.put("task", record)
+        state = record.state
+        if state is _COMPLETED or state not in _ALIVE:
+            self._unfinished.pop(record.task_id, None)
+        else:
+            self._unfinished[record.task_id] = record
         if transition is None:
             return
         self._recorder.put("transition", transition)

@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.benchmarks.harness import Bench
+from wiseflow_nb.dashboard._core import CHART_COLUMNS, MAX_POINTS
 from wiseflow_nb.recorder._rows import row_of
-from wiseflow_nb.records import SAMPLE_COLUMNS, TaskRecord, TaskState
+from wiseflow_nb.records import NAN, SAMPLE_COLUMNS, TIER_RETENTION_SECONDS, TIER_SECONDS, TaskRecord, TaskState
 from wiseflow_nb.session import Session
 from wiseflow_nb.store.schema import TASK_COLUMNS, TRANSITION_COLUMNS
+from wiseflow_nb.store.tiers import BUCKET_WIDTH
 from wiseflow_nb.store.trim import Trimmer
 from wiseflow_nb.store.writer import StoreWriter
 from wiseflow_nb.view import StoreView
@@ -28,7 +30,9 @@ from wiseflow_nb.view import StoreView
 SAMPLES = TASKS = 1_000_000
 BLOCK = 60
 NOW = 1_800_000_000.0
-PUTS = 20_000
+#: Some of a million tasks run or wait, since long ago and now.
+ALIVE = 2000
+SESSIONS = 30
 
 
 def run(bench: Bench) -> None:
@@ -174,6 +178,7 @@ def _large_file(bench: Bench, directory: Path) -> None:
     writer.meta("started_seconds", NOW - SAMPLES)
     writer.commit()
     writer.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    _fill_sessions(directory.parent)
     _queries(bench, directory)
     _retention(bench, writer)
     writer.close()
@@ -204,10 +209,24 @@ def _fill_samples(connection: sqlite3.Connection) -> None:
             rows = b"".join(pack.pack(at + row, at + row, *([0.5] * (width - 2))) for row in range(count))
             yield 0, at, at + count - 1, count, rows
 
+    def buckets() -> Iterator[tuple[int, float, float, int, bytes]]:
+        """A day of 10 s and a week of 60 s: as full as the upper tiers get."""
+        for tier, rows in ((1, 60), (2, 30)):
+            span, kept = TIER_SECONDS[tier], TIER_RETENTION_SECONDS[tier]
+            packed = struct.Struct(f"<{BUCKET_WIDTH}d")
+            for first in range(0, int(kept / span), rows):
+                data = b""
+                for row in range(first, first + rows):
+                    at = NOW - kept + row * span
+                    value = [at, at, 10.0, 0.0, *([0.5] * (width - 4))]
+                    data += packed.pack(*value, *value, *value, *([span] * width))
+                yield tier, NOW - kept + first * span, NOW - kept + (first + rows) * span - 1, rows, data
+
     with _bulk(connection):
-        connection.executemany(
-            "INSERT INTO samples (tier, start_seconds, end_seconds, count, data) VALUES (?, ?, ?, ?, ?)", blocks()
-        )
+        for source in (blocks, buckets):
+            connection.executemany(
+                "INSERT INTO samples (tier, start_seconds, end_seconds, count, data) VALUES (?, ?, ?, ?, ?)", source()
+            )
 
 
 def _fill_tasks(connection: sqlite3.Connection) -> None:
@@ -216,9 +235,11 @@ def _fill_tasks(connection: sqlite3.Connection) -> None:
     def tasks() -> Iterator[list[object]]:
         for number in range(TASKS):
             at = NOW - TASKS + number
+            alive = number % (TASKS // ALIVE) == 0
+            state = TaskState("pending" if alive else states[number % 100])
             record = TaskRecord(
-                f"t{number:07}", f"step {number % 100}", TaskState(states[number % 100]), attempt=1,
-                created_seconds=at, ready_seconds=at, started_seconds=at, finished_seconds=at + 0.5,
+                f"t{number:07}", f"step {number % 100}", state, attempt=1,
+                created_seconds=at, ready_seconds=at, started_seconds=at, finished_seconds=NAN if alive else at + 0.5,
                 queue_seconds=0.01, wall_seconds=0.5, cpu_seconds=0.4, cpu_source="thread_time", rev=number + 1,
             )  # fmt: skip
             _, values = row_of("task", record)
@@ -255,24 +276,50 @@ def _fill_rest(connection: sqlite3.Connection) -> None:
                     "(?, 'r', 'cpu', 'fired', 'ok', 'firing', 'warning', 1.0, 1.0, 1.0, ?, ?, 'm', '[]')",
                     (f"a{number}", at, at),
                 )
+            if number % 50 == 0:
+                connection.execute(
+                    "INSERT INTO commands (created_seconds, who, verb, arguments, status, ok, message, finished_seconds) "
+                    "VALUES (?, 'me', 'pause', '{}', 'done', 1, 'paused', ?)",
+                    (at, at),
+                )
             if number % 20 == 0:
                 connection.execute(
                     "INSERT INTO events (time_seconds, kind, message, data) VALUES (?, 'told', 'm', '{}')", (at,)
                 )
 
 
+def _fill_sessions(root: Path) -> None:
+    """The others that a user has: ended ones, as a fortnight leaves them."""
+    for number in range(SESSIONS - 1):
+        directory = root / f"20270101-{number:06}-abcdef"
+        directory.mkdir(mode=0o700)
+        writer = StoreWriter(directory / "session.sqlite")
+        writer.meta(
+            "identity", {"host": "elsewhere", "boot_id": "", "pid_namespace": "", "pid": 1, "start_seconds": 0.0}
+        )
+        writer.meta("ended_seconds", NOW - number)
+        writer.close()
+
+
 def _queries(bench: Bench, directory: Path) -> None:
+    """Each question that a dashboard asks, and its details and lists, as a second process asks it."""
     view = StoreView(directory)
     store = view._store()
     for name, query in {
-        "counts of the tasks": store.task_counts,
-        "the 200 tasks changed last": lambda: store.tasks(TASKS - 200),
-        "alerts": lambda: store.alerts(),
-        "cells": lambda: store.cells(200),
-        "an hour of two series": lambda: view.series(["cpu_utilization_ratio", "memory_utilization_ratio"], NOW - 3600),
+        "the first snapshot": view.snapshot,
         "a snapshot with 200 changed tasks": lambda: view.snapshot(TASKS - 200),
-        "one task": lambda: store.task("t0500000"),
-        "the newest rev": store.task_rev,
+        "a snapshot with 1,000 changed tasks": lambda: view.snapshot(TASKS - 1000),
+        "a page of 1,000 older tasks": lambda: view.task_records(until_rev=TASKS // 2, limit=1000),
+        "one task": lambda: view.task("t0500000"),
+        "counts of the tasks": store.task_counts,
+        "chart data of 1 h": lambda: view.series(CHART_COLUMNS, NOW - 3600, MAX_POINTS),
+        "chart data of 24 h": lambda: view.series(CHART_COLUMNS, NOW - 86_400, MAX_POINTS),
+        "chart data of 7 d": lambda: view.series(CHART_COLUMNS, NOW - 604_800, MAX_POINTS),
+        "alerts": store.alerts,
+        "the newest cells": lambda: store.cells(200),
+        "commands": view.commands,
+        "the events of 100,000 s": view.events,
+        f"the list of {SESSIONS} sessions": view.sessions,
     }.items():
         query()
         took = []

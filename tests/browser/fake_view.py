@@ -82,6 +82,8 @@ class FakeView:
         )
         self.others: dict[str, FakeView] = {}
         self.rev = 0
+        #: So many of the tasks are left out of a first picture: to be asked for page by page.
+        self.older = 0
         self.tasks: dict[str, TaskRecord] = {}
         self._random = random.Random(7)
         for number in range(tasks):
@@ -180,7 +182,8 @@ class FakeView:
                 time_seconds=now,
                 rev=self.rev,
                 sample=sample,
-                tasks=tuple(task for task in self.tasks.values() if task.rev > since_rev),
+                tasks=tuple(task for task in self.tasks.values() if task.rev > (since_rev or self.older)),
+                older_rev=0 if since_rev else self.older,
                 task_counts=dict(counts),
                 pool=pool,
                 alerts=self._alerts(end, one["cpu_utilization_ratio"]),
@@ -242,6 +245,10 @@ class FakeView:
         times = np.arange(first, end, step, dtype=np.float64)
         found = self.values(times)
         return times, {name: found[name] for name in columns}
+
+    def task_records(self, *, until_rev: int | None = None, limit: int | None = None) -> tuple[TaskRecord, ...]:
+        found = sorted(self.tasks.values(), key=lambda task: -task.rev)
+        return tuple(task for task in found if until_rev is None or task.rev <= until_rev)[:limit]
 
     def task(self, task_id: str) -> TaskRecord | None:
         return self.tasks.get(task_id)

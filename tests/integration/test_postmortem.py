@@ -55,6 +55,12 @@ class Group(NamedTuple):
 
     directory: Path
 
+    def kills(self) -> int:
+        """How many processes the OOM killer has taken in it."""
+        control = self.directory / "memory.events"
+        control = control if control.exists() else self.directory / "memory.oom_control"
+        return int(next(line.split()[1] for line in control.read_text().splitlines() if line.startswith("oom_kill ")))
+
     @property
     def procs(self) -> Path:
         return self.directory / "cgroup.procs"
@@ -137,6 +143,15 @@ def test_a_kernel_taken_by_the_oom_killer_is_explained_with_the_task_that_grew(g
     report = report_of(session_id)
     facts = report.facts
     assert facts.info.state is SessionState.CRASHED
+    if group.kills() > 1:
+        # Until all of the kernel's memory was given back the group was over its limit, and the killer went
+        # on to the recorder, which may not ask to be spared here: nobody was left to see the kill counted.
+        assert [(cause.kind, cause.confidence) for cause in report.causes] == [
+            ("memory", "likely"),
+            ("recorder", "likely"),
+        ], str(report)
+        assert "while task 'grow the table'" in report.cause.sentence
+        return
     assert (report.cause.kind, report.cause.confidence) == ("oom", "certain"), str(report)
     assert "OOM killer" in report.cause.sentence
     assert "task 'grow the table'" in report.cause.sentence

@@ -67,6 +67,20 @@ def test_a_session_is_recorded_and_read_back(in_process: bool) -> None:
     assert [info.session_id for info in sessions()] == [number]
 
 
+CAP_SYS_RESOURCE = 24
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="Linux' own")
+def test_the_oom_killer_passes_the_recorder_by_where_that_may_be_asked() -> None:
+    own = Path("/proc/self/oom_score_adj").read_text()
+    held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    may = int(held.split()[1], 16) >> CAP_SYS_RESOURCE & 1
+    with Session(title="spared") as session:
+        assert Path(f"/proc/{session.recorder.pid}/oom_score_adj").read_text() == ("-1000\n" if may else own)
+        # The kernel itself stays what it was.
+        assert Path("/proc/self/oom_score_adj").read_text() == own
+
+
 def test_commands_from_another_view_reach_the_work() -> None:
     with Session(title="commanded") as session:
         started, cleaned = threading.Event(), []

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -166,6 +167,26 @@ def test_a_look_sizes_the_pool_and_tells_what_changed() -> None:
     assert bench.parts.sizes == [3, 3, 3]
     assert bench.busy == [False, False, True]
     assert [status.busy for status in bench.pools] == [0, 1]
+
+
+def test_of_two_threads_that_tell_of_the_pool_the_one_that_read_it_last_has_the_last_word() -> None:
+    bench = Bench()
+    first, later = (replace(bench.parts.status_now, queued=queued) for queued in (1, 0))
+    other = threading.Thread(target=bench.governor.tell_pool)
+
+    def tell(status: PoolStatus) -> None:
+        if status == first:
+            # It drains while the first is still telling, and the other thread sees that.
+            bench.parts.status_now = later
+            other.start()
+            other.join(0.3)
+        bench.pools.append(status)
+
+    bench.governor._tell_pool = tell
+    bench.parts.status_now = first
+    bench.governor.tell_pool()
+    other.join()
+    assert bench.pools == [first, later]
 
 
 def test_why_no_task_starts_is_told_when_it_changes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -12,11 +13,22 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from wiseflow_nb.records import AlertState, AlertTransition, CellRecord, SessionInfo, SessionState, Severity, Snapshot
+from wiseflow_nb import cli
+from wiseflow_nb.records import (
+    AlertState,
+    AlertTransition,
+    CellRecord,
+    SessionInfo,
+    SessionState,
+    Severity,
+    Snapshot,
+    valid,
+    valid_text,
+)
 from wiseflow_nb.session import Session
 from wiseflow_nb.store.writer import MAX_TEXT
 from wiseflow_nb.tasks import TaskManager
-from wiseflow_nb.view import SessionView, StoreView
+from wiseflow_nb.view import SessionView, StoreView, _picture, _views
 
 HOSTILE = {
     "sql": "'; DROP TABLE tasks; --",
@@ -77,9 +89,9 @@ def told(shot: Snapshot) -> dict[str, Any]:
     return values
 
 
-def settle(session: Session) -> None:
-    wait_until(lambda: all(task.state.terminal for task in session.task_records()))
-    wait_until(lambda: session.view.snapshot().pool.busy == 0)
+def settle(session: Session, alive: int = 0) -> None:
+    wait_until(lambda: sum(not task.state.terminal for task in session.task_records()) == alive)
+    wait_until(lambda: session.pool.status().busy == min(alive, 1) and session.pool.status().queued == 0)
     session._governor.tell_pool()
     assert session.sync()
 
@@ -110,6 +122,59 @@ def test_both_tell_the_same(session: Session, views: tuple[SessionView, SessionV
     for task in local.snapshot().tasks:
         assert plain(asdict(local.task(task.task_id))) == plain(asdict(store.task(task.task_id)))
     assert local.task("nobody") is store.task("nobody") is None
+
+
+def test_a_first_picture_is_small_and_the_same_and_pages_bring_the_rest(
+    session: Session, views: tuple[SessionView, SessionView], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_picture, "SHOWN_TASKS", 6)
+    monkeypatch.setattr(_picture, "CHANGED_TASKS", 6)
+    monkeypatch.setattr(_views, "CHANGES_A_TASK", 1)
+    started, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        release.wait(60)
+
+    session.tasks.set_max_concurrent(1)
+    held = session.tasks.options(name="held").submit(hold)
+    assert started.wait(30)
+    waiting = [session.tasks.options(name=f"later {number}").submit(int) for number in range(3)]
+    session.tasks.set_max_concurrent(2)
+    blocked = [session.tasks.options(name=f"after {number}", dependencies=[held]).submit(int) for number in range(8)]
+    for task in waiting:
+        task.result(timeout=30)
+    for number in range(20):
+        session.tasks.options(name=f"short {number}").submit(int).result(timeout=30)
+    settle(session, alive=9)
+    local, store = views
+    shot = local.snapshot()
+    assert told(shot) == told(store.snapshot())
+    assert shot.reset
+    assert shot.task_counts == {"completed": 23, "running": 1, "waiting": 8}
+    # The six that changed last, and of the older ones six that have not ended: what runs, then what waits.
+    newest_waiting = [task.id for task in blocked[-5:]]
+    assert [task.task_id for task in shot.tasks[-6:]] == [f"t{number}" for number in range(27, 33)]
+    assert {task.task_id for task in shot.tasks[:-6]} == {held.id, *newest_waiting}
+    for view in views:
+        first = view.snapshot()
+        page = view.task_records(until_rev=first.older_rev, limit=10)
+        rest = view.task_records(until_rev=page[-1].rev - 1)
+        assert len(page) == 10
+        revs = [task.rev for task in (*page, *rest)]
+        assert revs == sorted(revs, reverse=True)
+        everything = {task.task_id for task in view.task_records()}
+        assert {task.task_id for task in (*first.tasks, *page, *rest)} == everything
+        assert len(everything) == 32
+        # A little that changed is told alone; more than fits is a first picture again.
+        few = view.snapshot(first.rev - 2)
+        assert (few.reset, few.older_rev) == (False, 0)
+        assert [task.rev for task in few.tasks] == sorted(task.rev for task in first.tasks)[-len(few.tasks) :]
+        many = view.snapshot(1)
+        assert told(replace(many, pool=first.pool)) == told(first)
+    release.set()
+    settle(session)
+    assert told(local.snapshot()) == told(store.snapshot())
 
 
 @pytest.mark.parametrize("frame", ["task_history", "cell_history", "alert_history", "events", "commands"])
@@ -207,12 +272,15 @@ def test_hostile_texts_are_texts_the_whole_way(session: Session, view: SessionVi
     assert record.name.encode("utf-8", "replace").decode()[:limit] == expected[:limit]
     assert record.state == "failed"
     assert text.encode("utf-8", "replace").decode()[:limit] in record.error.encode("utf-8", "replace").decode()
-    for value in (record.name, record.error, record.traceback, record.output_tail, record.progress_text):
+    for value in (record.name, record.error, record.traceback, record.output_tail, record.progress_text, *record.tags):
         assert isinstance(value, str)
+        assert value == valid_text(value), "what is shown is text that UTF-8 has, from both views"
         assert isinstance(view, StoreView) is False or len(value) <= MAX_TEXT
     assert len(view.task_history()) == 1
     assert view.cell_history().first_line.iloc[0][:limit] == text.encode("utf-8", "replace").decode()[:limit]
+    json.dumps(valid(asdict(record)), ensure_ascii=False).encode("utf-8")
     event = view.events().query("kind == 'told'").iloc[0]
+    assert valid_text(str(event.data)) == str(event.data)
     assert event.message[:limit] == text.encode("utf-8", "replace").decode()[:limit]
     # The name is what a person sees of it elsewhere too, and nothing of it was obeyed.
     answer = view.cancel(task.id)
@@ -221,6 +289,28 @@ def test_hostile_texts_are_texts_the_whole_way(session: Session, view: SessionVi
     assert session.recorder.restarts == 0
     assert view.snapshot().task_counts["failed"] == 1
     assert [item.session_id for item in view.sessions()] == [session.id]
+
+
+def test_a_title_that_is_no_text_is_shown_as_text_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory's name that is not UTF-8 is the default title, and comes with lone surrogates."""
+    with Session(title="caf\udce9 \ud800", resource_check_interval=0.05) as session:
+        task = session.tasks.options(name="w\udce4g", tags=("\udcff",)).submit(boom, "\udce4")
+        settle(session)
+        store = StoreView(session.directory)
+        for view in (session.view, store):
+            assert view.snapshot().info.title == "caf? ?"
+            (shown,) = view.snapshot().tasks
+            assert (shown.name, shown.tags, shown.error) == ("w?g", ("?",), "RuntimeError: ?")
+            assert shown == view.task(task.id)
+        store.close()
+        for words in (["status"], ["tasks", session.id], ["sessions"], ["report", session.id]):
+            assert cli.main([*words, "--json"]) == 0
+            out = capsys.readouterr().out
+            assert "\\udc" not in out
+            assert "\\ud800" not in out
+            json.loads(out)
+        assert cli.main(["status"]) == 0
+        assert "caf? ?" in capsys.readouterr().out
 
 
 def test_data_that_json_has_no_word_for_does_not_stop_the_record(session: Session, view: SessionView) -> None:

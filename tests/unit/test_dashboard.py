@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.browser.fake_view import FakeView
-from wiseflow_nb.dashboard import Dashboard
+from wiseflow_nb.dashboard import Dashboard, _core
 from wiseflow_nb.dashboard._attention import SILENCE_SECONDS, CellWatch, Inbox
 from wiseflow_nb.dashboard._core import CHART_COLUMNS, Core, as_block
 from wiseflow_nb.dashboard._widgets import plotly_gzip, plotly_version
@@ -125,6 +125,37 @@ def test_the_next_tick_sends_only_what_changed(page: Page, clock: FakeClock) -> 
     assert page.take("settings") == []
     assert "fields" not in str(page.sent)
     assert sum(len(str(content)) for _, content, _ in page.sent) < 3000
+
+
+def test_what_a_first_picture_leaves_out_follows_in_pages(
+    page: Page, view: FakeView, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_core, "PAGE_TASKS", 4)
+    monkeypatch.setattr(_core, "PAGES_A_TICK", 2)
+    monkeypatch.setattr(_core, "FILL_TASKS", 10)
+    view.moving = False
+    view.older = 30
+    open_page(page)
+    assert len(page.take("tasks", "rows")[0]["rows"]) == 30
+    sent: list[list[Any]] = []
+    for _ in range(5):
+        page.clear()
+        page.core.tick()
+        sent.append([[row[0] for row in content["rows"]] for content in page.take("tasks", "rows")])
+        assert all(content["older"] for content in page.take("tasks", "rows"))
+    ids = [f"t{number:05d}" for number in range(29, -1, -1)]
+    assert sent == [[ids[:4], ids[4:8]], [ids[8:12]], [], [], []]
+    assert page.core.tasks._sent["older"] == "true"
+    assert page.core.tasks._sent["total"] == "60"
+    # Somebody asks for more, until there are none.
+    for _ in range(3):
+        page.clear()
+        page.say("tasks", type="older")
+        for _ in range(3):
+            page.core.tick()
+        sent.append([row[0] for content in page.take("tasks", "rows") for row in content["rows"]])
+    assert sent[5:] == [ids[12:24], ids[24:], []]
+    assert page.core.tasks._sent["older"] == "false"
 
 
 def test_an_announced_shutdown_is_shown_until_somebody_calls_it_off(

@@ -72,6 +72,9 @@ class FakeView:
             {},
         )
 
+    def task_records(self, *, until_rev: int | None = None, limit: int | None = None) -> tuple[TaskRecord, ...]:
+        return tuple(reversed(self.tasks))
+
     def series(self, columns: Any, since_seconds: float, max_points: int = 3600) -> Any:
         return np.array(self.rows[0]), {columns[0]: np.array(self.rows[1])}
 

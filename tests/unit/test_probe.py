@@ -105,8 +105,10 @@ def test_the_portable_path_fills_what_every_system_has() -> None:
 # A machine made of files.
 
 
-def stat_line(pid: int, ticks: int = 0, threads: int = 1, pages: int = 100, start: int = 7, state: str = "S") -> str:
-    return f"{pid} (a (b) c) {state} 1 1 1 0 -1 0 0 0 0 0 {ticks} 0 0 0 20 0 {threads} 0 {start} 1 {pages} 0 0\n"
+def stat_line(
+    pid: int, ticks: int = 0, threads: int = 1, pages: int = 100, start: int = 7, state: str = "S", flags: int = 0
+) -> str:
+    return f"{pid} (a (b) c) {state} 1 1 1 0 -1 {flags} 0 0 0 0 {ticks} 0 0 0 20 0 {threads} 0 {start} 1 {pages} 0 0\n"
 
 
 def put(root: Path, **files: str) -> None:

@@ -147,6 +147,41 @@ def test_a_process_moved_to_another_group_is_followed(tmp_path: Path) -> None:
     probe.close()
 
 
+def test_a_process_that_ends_does_not_lead_its_last_reader_to_the_top_group(tmp_path: Path) -> None:
+    """Version 1 tells of a process on its way out that it is in the top group: the counters there are others."""
+    top, own = "sys/fs/cgroup/memory", "sys/fs/cgroup/memory/box"
+    control = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
+    root = machine(
+        tmp_path,
+        **{
+            f"proc/{PID}/cgroup": "4:memory:/box\n",
+            f"proc/{PID}/mountinfo": "30 23 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+            f"{own}/memory.limit_in_bytes": f"{300 * MIB}\n",
+            f"{own}/memory.usage_in_bytes": f"{299 * MIB}\n",
+            f"{own}/memory.stat": "total_inactive_file 0\n",
+            f"{own}/memory.oom_control": control.format(0),
+            f"{top}/memory.limit_in_bytes": "9223372036854771712\n",
+            f"{top}/memory.usage_in_bytes": f"{900 * MIB}\n",
+            f"{top}/memory.stat": "total_inactive_file 0\n",
+        },
+    )
+    probe = probe_of(root)
+    assert read(probe).container_memory_oom_kills_total == 0
+    put(
+        tmp_path,
+        **{
+            f"proc/{PID}/stat": stat_line(PID, state="R", flags=0x40010C),
+            f"proc/{PID}/cgroup": "4:memory:/\n",
+            f"{own}/memory.oom_control": control.format(1),
+        },
+    )
+    assert read(probe, LIMITS_SECONDS + 1).container_memory_oom_kills_total == 1
+    put(tmp_path, **{f"proc/{PID}/stat": stat_line(PID, state="Z", flags=0x40010C)})
+    last = read(probe, LIMITS_SECONDS + 2)
+    assert math.isnan(last.process_memory_rss_bytes)
+    assert (last.container_memory_oom_kills_total, last.memory_limit_bytes) == (1, 300 * MIB)
+
+
 def test_a_hidden_proc_is_no_end_of_the_process(tmp_path: Path) -> None:
     probe = probe_of(machine(tmp_path))
     assert read(probe).process_count == 1

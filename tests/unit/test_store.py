@@ -43,15 +43,31 @@ def writer(directory: Path):
     writer.close()
 
 
+def test_what_has_not_ended_is_found_without_a_walk_over_what_has(writer: StoreWriter, directory: Path) -> None:
+    reader = StoreReader(directory)
+    seen: list[str] = []
+    query = reader.query
+    reader.query = lambda text, values=(): (seen.append(text), query(text, values))[1]  # type: ignore[method-assign]
+    reader.unfinished_tasks(TaskState.PENDING, 10, 1000)
+    reader.newest_tasks(10, 1000)
+    reader.changed_tasks(1000, 10)
+    plans = [str(query(f"EXPLAIN QUERY PLAN {text}", (None,) * text.count("?"))) for text in seen]
+    assert "tasks_unfinished (state=? AND rev<?)" in plans[0]
+    assert "tasks_by_rev (rev<?)" in plans[1]
+    assert "tasks_by_rev (rev>?)" in plans[2]
+    assert not [plan for plan in plans if "SCAN" in plan or "TEMP" in plan]
+    reader.close()
+
+
 def test_what_is_written_is_read(writer: StoreWriter, directory: Path) -> None:
     task = TaskRecord("t1", "load", TaskState.RUNNING, dependencies=("t0",), progress=0.5, rev=3)
     writer.apply([("task", to_json_dict(task))])
     writer.commit()
     reader = StoreReader(directory)
-    (read,) = reader.tasks()
+    (read,) = reader.changed_tasks()
     assert (read.task_id, read.state, read.dependencies, read.progress) == ("t1", TaskState.RUNNING, ("t0",), 0.5)
     assert read.cpu_seconds != read.cpu_seconds
-    assert reader.tasks(since_rev=3) == []
+    assert reader.changed_tasks(since_rev=3) == []
     assert reader.task_counts() == {"running": 1}
     reader.close()
 
@@ -64,7 +80,7 @@ def test_any_text_is_stored_as_text(writer: StoreWriter, directory: Path, text: 
     writer.apply([("task", to_json_dict(TaskRecord("t1", text, TaskState.FAILED, error=text, rev=1)))])
     writer.commit()
     reader = StoreReader(directory)
-    name = reader.tasks()[0].name
+    name = reader.changed_tasks()[0].name
     reader.close()
     assert name[:20] == text[:20].replace("\ud800", "?")
     assert len(name) <= 100_000

@@ -31,6 +31,10 @@ CHART_COLUMNS: tuple[str, ...] = (
 )
 #: A chart is about 500 pixels wide: more points than this show nothing more.
 MAX_POINTS = 2000
+#: What a first picture leaves out follows in pages, so many at a tick, until the table has so many tasks more.
+PAGE_TASKS = 1000
+PAGES_A_TICK = 4
+FILL_TASKS = 20_000
 WATCH_SECONDS = 5.0
 SESSIONS_SECONDS = 5.0
 UNASKED_SECONDS = 3.0
@@ -61,6 +65,9 @@ class Core:
         self._drawing = True
         self._range = 900
         self._rev = 0
+        #: Of the tasks changed until this revision the table has those alone that have not ended; 0: it has all.
+        self._older_rev = 0
+        self._older_wanted = 0
         self._epoch = 0
         self._last_time = math.nan
         self._appended = 0
@@ -163,6 +170,8 @@ class Core:
                 self._refresh_all()
         elif kind == "open":
             self._open(str(content.get("id", "")))
+        elif kind == "older":
+            self._older_wanted = FILL_TASKS
         elif kind == "details":
             self._details(str(content.get("id", "")))
         elif kind == "verb":
@@ -265,9 +274,28 @@ class Core:
         self._rev = max(self._rev, snapshot.rev) if not (full or snapshot.reset) else snapshot.rev
         self.tasks.push({"why": payload.why_no_control(snapshot.info), "states": list(payload.STATES)})
         if full or snapshot.reset:
+            self._older_rev, self._older_wanted = snapshot.older_rev, FILL_TASKS
             self.tasks.send({"type": "rows", "rows": rows, "all": True, "now": round(self.clock.time(), 1)})
-        elif rows:
-            self.tasks.send({"type": "rows", "rows": rows, "now": round(self.clock.time(), 1)})
+        else:
+            if rows:
+                self.tasks.send({"type": "rows", "rows": rows, "now": round(self.clock.time(), 1)})
+            # Not with a first picture, which is to be drawn first.
+            self._push_older()
+        self.tasks.push({"total": sum(snapshot.task_counts.values()), "older": self._may_ask_for_older()})
+
+    def _push_older(self) -> None:
+        """Send what a first picture left out, some pages of it, the newest first."""
+        for _ in range(PAGES_A_TICK):
+            if not self._older_rev or self._older_wanted <= 0:
+                return
+            page = self._view.task_records(until_rev=self._older_rev, limit=PAGE_TASKS)
+            self._older_rev = page[-1].rev - 1 if len(page) == PAGE_TASKS else 0
+            self._older_wanted -= len(page)
+            rows = [payload.task_row(task) for task in page]
+            self.tasks.send({"type": "rows", "rows": rows, "older": True, "now": round(self.clock.time(), 1)})
+
+    def _may_ask_for_older(self) -> bool:
+        return self._older_rev > 0 and self._older_wanted <= 0
 
     def _push_alerts(self, snapshot: Snapshot) -> None:
         why = payload.why_no_control(snapshot.info)

@@ -119,7 +119,7 @@ class WiseflowMagics(Magics):
         say(status_text(self._session().view.snapshot()))
 
     def _list(self, _words: list[str]) -> None:
-        say(tasks_text(_by_age(self._session().view.snapshot().tasks)))
+        say(tasks_text(_by_age(self._session().view.task_records())))
 
     def _dashboard(self, _words: list[str]) -> None:
         from IPython import display as ipython_display
@@ -195,7 +195,7 @@ class WiseflowMagics(Magics):
                 handed.append(self._tasks[wanted])
                 continue
             if records is None:
-                records = _by_age(session.view.snapshot().tasks)
+                records = _by_age(session.view.task_records())
             found = [record.task_id for record in records if wanted in (record.task_id, record.name)]
             if not found:
                 raise UsageError(f"--after {wanted!r} is no task of this session; %wiseflow tasks lists them")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 import psutil
 
@@ -20,10 +22,22 @@ def _watch_parent(pid: int) -> bool:
     return psutil.pid_exists(pid)
 
 
+def _be_spared() -> None:
+    """Ask the OOM killer to pass this process by: who tells of the kernel's death must outlive it.
+
+    A group is over its limit for some milliseconds more while the kernel's memory is given back, and this
+    process, small as it is, would be all that is left to kill. Where that is not allowed (it takes
+    CAP_SYS_RESOURCE) it stays as it is.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("-1000")
+
+
 def main() -> int:
     """Record the session that the first line describes; 0 if it ended in order, 3 if it vanished."""
     # Jupyter interrupts the kernel's whole process group; this is a session of its own, and deaf besides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _be_spared()
     sys.setswitchinterval(0.0005)
     first = sys.stdin.buffer.readline()
     if not first:

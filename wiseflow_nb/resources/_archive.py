@@ -46,6 +46,27 @@ def choose_tier(starts: Sequence[float], since: float) -> int:
     return next(tier for tier, start in enumerate(starts) if start <= wanted)
 
 
+def drawn_tier(starts: Sequence[float], since: float, seconds_a_point: float) -> int:
+    """Return the tier to draw a chart from: the coarsest that has a row a point at least, and reaches back as far.
+
+    Where raw samples are kept longer than they need be, a week of them is not read to draw 2,000 points.
+
+    Examples
+    --------
+    >>> drawn_tier([0.0, 0.0, 0.0], 0.0, 302.4), drawn_tier([0.0, 0.0, 0.0], 0.0, 43.2)
+    (2, 1)
+    >>> drawn_tier([0.0, 0.0, 0.0], 0.0, 1.8), drawn_tier([900.0, 950.0, 990.0], 0.0, 302.4)
+    (0, 0)
+    """
+    tier = choose_tier(starts, since)
+    reach = max(since, starts[tier])
+    return max(
+        item
+        for item, start in enumerate(starts)
+        if item == tier or (start <= reach and TIER_SECONDS[item] <= seconds_a_point)
+    )
+
+
 def base_tier(span: float) -> int:
     """Return the coarsest tier from which a span can be rolled up exactly: the one that divides it.
 
@@ -156,8 +177,10 @@ class Archive:
     def series(
         self, columns: Sequence[str], since_seconds: float, max_points: int
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Chart data from the finest tier that reaches back far enough; see ``SessionView.series``."""
-        tier = choose_tier(self.starts(), since_seconds)
+        """Chart data from the finest tier that is worth its points; see ``SessionView.series``."""
+        starts = self.starts()
+        span = self.last_seconds() - max(since_seconds, min(starts))
+        tier = drawn_tier(starts, since_seconds, span / max(max_points, 1))
         if tier == 0:
             return _history.series(self.rows(since_seconds), columns, since_seconds, max_points)
         names = dict.fromkeys((*_STRUCTURE, *(RATES.get(name, name) for name in columns)))

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+#: In the kernel's flags of a process (include/linux/sched.h): it is on its way out.
+PF_EXITING = 0x4
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 SECTOR_BYTES = 512  # the unit of the block devices' counters, whatever the device
 
@@ -152,6 +154,18 @@ def process(data: bytes) -> Process:
     fields = data[data.rindex(b")") + 2 :].split(None, 22)
     ticks = int(fields[11]) + int(fields[12]) + int(fields[13]) + int(fields[14])
     return fields[1], fields[19], fields[0] in b"ZXx", ticks, int(fields[17]), int(fields[21])
+
+
+def is_ending(data: bytes) -> bool:
+    """Return whether a process ends or has ended, of its ``/proc/<pid>/stat``.
+
+    Raises
+    ------
+    ValueError, IndexError
+        If it is none.
+    """
+    fields = data[data.rindex(b")") + 2 :].split(None, 7)
+    return fields[0] in b"ZXx" or bool(int(fields[6]) & PF_EXITING)
 
 
 def numbers(data: bytes) -> tuple[int, ...]:

@@ -104,6 +104,11 @@ class PortableTree:
         """Whether the process at the top has not ended, as far as is known."""
         return self._alive
 
+    @property
+    def ending(self) -> bool:
+        """Whether the process at the top is over at this moment."""
+        return self._top is None or _is_zombie(self._top)
+
     def pids(self) -> Sequence[int]:
         """The members, as of the last reading; none after the end."""
         return self._pids if self._alive else []

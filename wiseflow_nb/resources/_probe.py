@@ -338,6 +338,10 @@ class Probe:
         if not self._tree.alive:
             return
         found = self._find_bound()
+        # Looked at afterwards: one that ends is told to be in the top group of version 1, from the moment
+        # at which its memory begins to be given back.
+        if self._tree.ending:
+            return
         # Hidden from us all of a sudden: what bound us binds on, as far as we know.
         if found == self._bound or (self._bound.groups and not found.groups):
             return

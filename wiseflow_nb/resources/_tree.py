@@ -32,6 +32,9 @@ class Tree(Protocol):
     @property
     def alive(self) -> bool: ...
 
+    @property
+    def ending(self) -> bool: ...
+
     def read(self, newest: int) -> Totals: ...
 
     def descriptors(self) -> tuple[float]: ...
@@ -87,6 +90,15 @@ class LinuxTree:
     def alive(self) -> bool:
         """Whether the process at the top has not ended, as far as is known."""
         return self._alive
+
+    @property
+    def ending(self) -> bool:
+        """Whether the process at the top is on its way out, or over, at this moment."""
+        try:
+            with open(f"{self._proc}/{self._pid}/stat", "rb") as stream:
+                return _linux.is_ending(stream.read(1024))
+        except (OSError, ValueError, IndexError):
+            return True
 
     def pids(self) -> Sequence[int]:
         """The members, as of the last reading; none after the end."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wiseflow_nb.errors import StoreError
-from wiseflow_nb.records import TIER_RETENTION_SECONDS, AlertTransition, Sample, to_json_dict
+from wiseflow_nb.records import TIER_RETENTION_SECONDS, AlertTransition, Sample, to_json_dict, valid, valid_text
 from wiseflow_nb.store._samples import SampleWriter
 from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES
 from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, database_uri, in_memory, private_directory
@@ -75,8 +75,7 @@ def bindable(value: Any) -> Any:
     text = value if isinstance(value, str) else _json_text(value)
     if len(text) > MAX_TEXT:
         text = text[: MAX_TEXT - 1] + "…"
-    # A lone surrogate is legal in a str and not in UTF-8.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return valid_text(text)
 
 
 def _own_file(path: Path) -> None:
@@ -94,10 +93,11 @@ def _inode(path: Path) -> tuple[int, int]:
 
 def _json_text(value: Any) -> str:
     """JSON that stays JSON when it is too long: a list loses its end, an object all but the beginning of its text."""
-    text = json.dumps(value)
+    # As letters, not as escapes: a lone surrogate is to be found and replaced like that of any other text.
+    text = json.dumps(value, ensure_ascii=False)
     while len(text) > MAX_TEXT:
         value = value[: len(value) // 2] if isinstance(value, list) else {"cut": text[:1000]}
-        text = json.dumps(value)
+        text = json.dumps(value, ensure_ascii=False)
     return text
 
 
@@ -228,7 +228,7 @@ class StoreWriter:
     def meta(self, key: str, value: Any) -> None:
         """Set one value of the meta table, as JSON."""
         self.begin()
-        self._db.execute(_STATEMENTS["meta"][0], (key, json.dumps(value)))
+        self._db.execute(_STATEMENTS["meta"][0], (key, json.dumps(valid(value))))
 
     def get_meta(self, key: str) -> Any:
         """Return one value of the meta table, or None."""

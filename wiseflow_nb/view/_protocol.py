@@ -32,7 +32,36 @@ class SessionView(Protocol):
     """
 
     def snapshot(self, since_rev: int = 0) -> Snapshot:
-        """All that is drawn; ``tasks`` only those changed after ``since_rev`` (0: all)."""
+        """All that is drawn; ``tasks`` only those changed after ``since_rev``.
+
+        With 0, or where more than 1,000 have changed, ``reset`` is set and they are a first picture, the
+        same in some milliseconds whatever there is: the 500 tasks that changed last, and of the older
+        ones up to 500 that have not ended (those that run first). ``task_counts`` are over all. The
+        others come by ``task_records(until_rev=snapshot.older_rev, limit=...)``, page after page.
+        """
+        ...
+
+    def task_records(self, *, until_rev: int | None = None, limit: int | None = None) -> tuple[TaskRecord, ...]:
+        """The tasks by their last change, the newest first.
+
+        Parameters
+        ----------
+        until_rev
+            Only those whose ``rev`` is at most this: the page after one whose last task has ``rev`` 7 is
+            that until 6. Default: all.
+        limit
+            How many at most. Default: all there are, which with a million takes seconds.
+
+        Examples
+        --------
+        >>> from wiseflow_nb import Session
+        >>> with Session() as session:
+        ...     done = [session.tasks.submit(abs, number).result(timeout=10) for number in (-1, -2, -3)]
+        ...     page = session.view.task_records(limit=2)
+        ...     rest = session.view.task_records(until_rev=page[-1].rev - 1)
+        >>> [task.task_id for task in (*page, *rest)]
+        ['t3', 't2', 't1']
+        """
         ...
 
     def series(
@@ -167,6 +196,7 @@ class LocalSession(Protocol):
     def latest(self) -> Sample | None: ...
     def task_rev(self) -> int: ...
     def task_records(self, since_rev: int) -> tuple[TaskRecord, ...]: ...
+    def unfinished_tasks(self) -> Sequence[TaskRecord]: ...
     def task_record(self, task_id: str) -> TaskRecord | None: ...
     def task_counts(self) -> dict[str, int]: ...
     def pool_status(self) -> PoolStatus: ...

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,16 @@ from wiseflow_nb.records import (
     SessionState,
     Snapshot,
     TaskRecord,
+    TaskState,
     from_json_dict,
+    valid_record,
+    valid_text,
 )
 from wiseflow_nb.store.commands import logged, send, sender, validate
 from wiseflow_nb.store.finding import all_sessions
 from wiseflow_nb.store.paths import DATABASE_NAME, database_uri, sessions_root
 from wiseflow_nb.store.reader import (
+    MOST_REV,
     after_the_end,
     counts_after_the_end,
     info_from_meta,
@@ -38,11 +43,45 @@ if TYPE_CHECKING:
 
 
 from wiseflow_nb.store.reader import session_directory
+from wiseflow_nb.view._picture import picture
 from wiseflow_nb.view._protocol import LocalSession, SessionView
 from wiseflow_nb.view._stored import StoredFrames, alert_views
 from wiseflow_nb.view._verbs import Verbs
 
 SHOWN_CELLS = 200
+CHANGES_A_TASK = 3
+
+
+class LocalTasks:
+    """The tasks of the session in this process, as ``TaskSource`` wants them; their texts as the file has them."""
+
+    def __init__(self, session: LocalSession) -> None:
+        self._session = session
+
+    def changed_tasks(self, since_rev: int, limit: int) -> Sequence[TaskRecord]:
+        """Oldest change first."""
+        return [valid_record(task) for task in self._session.task_records(since_rev)[:limit]]
+
+    def newest_tasks(self, limit: int | None, until_rev: int | None = None) -> Sequence[TaskRecord]:
+        """Newest change first."""
+        newest = self._session.task_rev()
+        until = newest if until_rev is None else until_rev
+        # A task changes some three times: so far back there are likely enough, else further.
+        span = CHANGES_A_TASK * (newest if limit is None else limit)
+        while True:
+            since = max(until - span, 0)
+            found = [task for task in reversed(self._session.task_records(since)) if task.rev <= until]
+            if limit is None or len(found) >= limit or not since:
+                return [valid_record(task) for task in found[:limit]]
+            span *= 4
+
+    def unfinished_tasks(self, state: TaskState, limit: int, until_rev: int) -> Sequence[TaskRecord]:
+        """Newest change first."""
+        known = [task for task in self._session.unfinished_tasks() if task.state is state and task.rev <= until_rev]
+        known.sort(key=lambda task: -task.rev)
+        # As it is now, with what it has written so far.
+        found = (self._session.task_record(task.task_id) for task in known[:limit])
+        return [valid_record(task) for task in found if task is not None and task.rev <= until_rev]
 
 
 class LocalView(StoredFrames, Verbs):
@@ -51,28 +90,35 @@ class LocalView(StoredFrames, Verbs):
     def __init__(self, session: LocalSession) -> None:
         super().__init__(session.directory)
         self._session = session
+        self._tasks = LocalTasks(session)
 
     def snapshot(self, since_rev: int = 0) -> Snapshot:
         """All that is drawn; see ``SessionView.snapshot``."""
         session = self._session
         rev = session.task_rev()
+        shown = picture(self._tasks, since_rev)
         return Snapshot(
             info=session.info,
             time_seconds=session.now(),
             rev=rev,
             sample=session.latest(),
-            tasks=session.task_records(since_rev),
+            tasks=shown.tasks,
             task_counts={state: count for state, count in session.task_counts().items() if count},
             pool=session.pool_status(),
-            alerts=alert_views(session.alert_transitions(), session.acknowledged()),
+            alerts=tuple(map(valid_record, alert_views(session.alert_transitions(), session.acknowledged()))),
             cells=tuple(session.cell_records())[-SHOWN_CELLS:],
             settings=session.setting_values(),
             thresholds=session.thresholds(),
             paused=session.paused(),
             shutdown_at_seconds=session.shutdown_at(),
-            hold_reason=session.hold_reason(),
-            reset=since_rev == 0,
+            hold_reason=valid_text(session.hold_reason()),
+            reset=shown.reset,
+            older_rev=shown.older_rev,
         )
+
+    def task_records(self, *, until_rev: int | None = None, limit: int | None = None) -> tuple[TaskRecord, ...]:
+        """The tasks, the newest change first; see ``SessionView.task_records``."""
+        return tuple(self._tasks.newest_tasks(limit, until_rev))
 
     def open(self, session_id: str) -> SessionView:
         """A view of another session through its file; the caller closes it."""
@@ -80,11 +126,12 @@ class LocalView(StoredFrames, Verbs):
 
     def task(self, task_id: str) -> TaskRecord | None:
         """One task with everything known."""
-        return self._session.task_record(task_id)
+        task = self._session.task_record(task_id)
+        return None if task is None else valid_record(task)
 
     def task_history(self) -> pd.DataFrame:
         """Every task: one row each, indexed by its id."""
-        return task_frame(self._session.task_records(0))
+        return task_frame(map(valid_record, self._session.task_records(0)))
 
     def watch(self, seconds: float = 10.0) -> None:
         """Hold the sampling at the busy interval for so long."""
@@ -133,17 +180,18 @@ class StoreView(StoredFrames, Verbs):
         # Its end turns what was in flight into LOST: every row may read differently.
         reset = since_rev == 0 or (self._seen is not None and self._seen is not info.state)
         self._seen = info.state
-        tasks = store.tasks(0 if reset else since_rev)
+        shown = picture(store, 0 if reset else since_rev)
+        tasks = shown.tasks
         counts = store.task_counts()
         if info.state is not SessionState.LIVE:
-            tasks = [after_the_end(task) for task in tasks]
+            tasks = tuple(after_the_end(task) for task in tasks)
             counts = counts_after_the_end(counts)
         return Snapshot(
             info=info,
             time_seconds=now,
             rev=max([since_rev, *(task.rev for task in tasks)]),
             sample=self._latest(),
-            tasks=tuple(tasks),
+            tasks=tasks,
             task_counts=counts,
             pool=from_json_dict(PoolStatus, meta.get("pool", {})),
             alerts=alert_views(store.alerts(), store.acknowledged()),
@@ -153,8 +201,15 @@ class StoreView(StoredFrames, Verbs):
             paused=bool(meta.get("paused", False)),
             shutdown_at_seconds=float(meta.get("shutdown_at") or NAN),
             hold_reason=str(meta.get("hold_reason") or ""),
-            reset=reset,
+            reset=shown.reset,
+            older_rev=shown.older_rev,
         )
+
+    def task_records(self, *, until_rev: int | None = None, limit: int | None = None) -> tuple[TaskRecord, ...]:
+        """The tasks, the newest change first; see ``SessionView.task_records``."""
+        most = MOST_REV
+        tasks = self._store().newest_tasks(most if limit is None else limit, most if until_rev is None else until_rev)
+        return tuple(tasks if self.info.state is SessionState.LIVE else map(after_the_end, tasks))
 
     def open(self, session_id: str) -> SessionView:
         """A view of another session through its file; the caller closes it."""
@@ -169,7 +224,7 @@ class StoreView(StoredFrames, Verbs):
 
     def task_history(self) -> pd.DataFrame:
         """Every task: one row each, indexed by its id; what was in flight at the end reads lost."""
-        tasks = self._store().tasks(0, 10_000_000)
+        tasks = self._store().changed_tasks(0, MOST_REV)
         if self.info.state is not SessionState.LIVE:
             tasks = [after_the_end(task) for task in tasks]
         return task_frame(tasks)

@@ -15,10 +15,13 @@ function message({ content, store, tell }) {
     if (content.all || !data.rows) {
       data.rows = new Map();
       data.count = 0;
+      data.oldest = 0;
     }
     for (const row of content.rows) {
       const old = data.rows.get(row[ID]);
-      row.order = old ? old.order : (data.count += 1);
+      if (old && content.older) continue;
+      // Pages of older tasks come the newest first, each before all that is here.
+      row.order = old ? old.order : content.older ? (data.oldest -= 1) : (data.count += 1);
       data.rows.set(row[ID], row);
     }
     store.skew = Date.now() / 1000 - content.now;
@@ -47,6 +50,8 @@ export default wiseflow({
     const group = h("select", { class: "wf-input", "aria-label": "Filter by state", "data-testid": "task-state-filter",
       onchange: () => { chosen.group = group.value; arrange(true); } }, ...GROUPS.map(([value, text]) => h("option", { value, text })));
     const count = h("span", { class: "wf-muted wf-count", "data-testid": "task-count" });
+    const older = h("button", { class: "wf-button wf-small", type: "button", text: "Load older", title: "Show tasks that ended before those in the table", "data-testid": "task-older", hidden: true,
+      onclick: () => { older.disabled = true; model.send({ type: "older" }); } });
     const heads = COLUMNS.map(([key, label]) => {
       const button = h("button", { class: "wf-sort", type: "button", text: label, "data-testid": `sort-${key}`, onclick: () => sortBy(key) });
       return [key, h("div", { class: `wf-c wf-c-${key}`, role: "columnheader" }, button)];
@@ -58,7 +63,7 @@ export default wiseflow({
     const grid = h("div", { class: "wf-grid", role: "grid", "aria-label": "Tasks", onkeydown: onKey }, head, scroller);
     const details = h("div", { class: "wf-details", "data-testid": "task-details", role: "region", "aria-label": "Task details", hidden: true });
     const panel = h("section", { class: "wf-panel wf-tasks", "data-testid": "tasks" },
-      h("div", { class: "wf-toolbar" }, h("h3", { text: "Tasks" }), filter, group, count), line, grid, details);
+      h("div", { class: "wf-toolbar" }, h("h3", { text: "Tasks" }), filter, group, count, older), line, grid, details);
     el.append(panel);
 
     function sortBy(key) {
@@ -100,7 +105,11 @@ export default wiseflow({
         });
         order = keyed.map(([, row]) => row[ID]);
       }
-      setText(count, order.length === rows.size ? `${rows.size.toLocaleString()} task${rows.size === 1 ? "" : "s"}` : `${order.length.toLocaleString()} of ${rows.size.toLocaleString()} tasks`);
+      // Those that are on record and not in the table count as well.
+      const total = Math.max(rows.size, store.parts.total || 0);
+      setText(count, order.length === total ? `${total.toLocaleString()} task${total === 1 ? "" : "s"}` : `${order.length.toLocaleString()} of ${total.toLocaleString()} tasks`);
+      older.hidden = !store.parts.older;
+      older.disabled = false;
       setAttr(grid, "aria-rowcount", order.length + 1);
       empty.hidden = order.length > 0;
       empty.classList.remove("wf-skeleton");
