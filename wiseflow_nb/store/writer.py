@@ -96,7 +96,7 @@ def _json_text(value: Any) -> str:
     # As letters, not as escapes: a lone surrogate is to be found and replaced like that of any other text.
     text = json.dumps(value, ensure_ascii=False)
     while len(text) > MAX_TEXT:
-        value = value[: len(value) // 2] if isinstance(value, list) else {"cut": text[:1000]}
+        value = value[: len(value) // 2] if isinstance(value, (list, tuple)) else {"cut": text[:1000]}
         text = json.dumps(value, ensure_ascii=False)
     return text
 
@@ -219,7 +219,7 @@ class StoreWriter:
             statement, columns = known
             if isinstance(values, Mapping):
                 values = [values.get(name) for name in columns]
-            elif not isinstance(values, list) or len(values) != len(columns):
+            elif not isinstance(values, (list, tuple)) or len(values) != len(columns):
                 unknown += 1
                 continue
             self._db.execute(statement, [bindable(value) for value in values])
