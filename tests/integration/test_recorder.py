@@ -21,6 +21,7 @@ from wiseflow_nb.errors import UsageError
 from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.records import CommandResult, SessionState
 from wiseflow_nb.session import Session, open_session, sessions
+from wiseflow_nb.store.reader import StoreReader
 from wiseflow_nb.view import StoreView
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are POSIX")
@@ -143,6 +144,26 @@ deadline = time.monotonic() + 30
 while time.monotonic() < deadline:
     sum(range(1000))
 """
+
+
+def test_what_only_the_ring_of_a_killed_recorder_has_reaches_the_file_and_every_tier() -> None:
+    with Session(title="killed recorder", resource_check_interval=0.05) as session:
+        wait_until(lambda: len(session.view.rows()) >= 30)
+        killed = session.recorder.pid
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: not psutil.pid_exists(killed))
+        before = session.view.rows()[:, 0].tolist()
+        wait_until(lambda: session.recorder.pid != killed)
+        wait_until(lambda: len(session.view.rows()) > len(before))
+    reader = StoreReader(session.directory)
+    kept = reader.sample_blocks()[:, 0].tolist()
+    assert kept[: len(before)] == before
+    assert len(set(kept)) == len(kept)
+    for tier in (1, 2):
+        buckets, covered = reader.tier_blocks(tier)
+        assert buckets[:, 3, 0].sum() == len(kept)
+        assert covered == kept[-1]
+    reader.close()
 
 
 def test_a_killed_kernel_leaves_a_crashed_session_with_samples_past_the_kill() -> None:

@@ -268,6 +268,10 @@ class StoreWriter:
         """Take one sample into the open block and the open buckets; in memory only until ``write_blocks``."""
         self._samples.add(sample)
 
+    def last_sample_seconds(self) -> float:
+        """The time of the newest sample in the file (epoch seconds), or -inf."""
+        return self._samples.last_seconds()
+
     @property
     def full_blocks(self) -> int:
         """How many full blocks wait to be written."""
