@@ -12,6 +12,7 @@ from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import StoreError
 from wiseflow_nb.recorder._desk import CommandDesk
 from wiseflow_nb.recorder._link import Link
+from wiseflow_nb.recorder._rows import newest_rows
 from wiseflow_nb.recorder.protocol import RecorderConfig, settings_from
 from wiseflow_nb.records import AlertTransition, EventRecord, Sample, to_json_dict
 from wiseflow_nb.resources._sampler import Sampler
@@ -228,7 +229,7 @@ class Keeper:
             if writer.full_blocks:
                 writer.write_blocks(partial=False)
             if self._waiting:
-                writer.apply(self._waiting)
+                writer.apply(newest_rows(self._waiting))
             for write in self._local:
                 write()
             if self._applied != self._applied_written:

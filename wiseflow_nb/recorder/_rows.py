@@ -108,6 +108,24 @@ def rows_of(batch: bytes) -> list[Any]:
     return [*rows, *unpacked(tail)] if tail else rows
 
 
+def newest_rows(rows: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
+    """Return the rows without those of tasks that a later one replaces: of many short batches one commit is made.
+
+    Examples
+    --------
+    >>> newest_rows([["task", ["t1", 1]], ["event", [2]], ["task", ["t1", 3]]])
+    [['event', [2]], ['task', ['t1', 3]]]
+    """
+    tasks: dict[Any, Sequence[Any]] = {}
+    others: list[Sequence[Any]] = []
+    for row in rows:
+        if row[0] == "task":
+            tasks[row[1][0]] = row
+        else:
+            others.append(row)
+    return [*others, *tasks.values()]
+
+
 def _encodable(row: list[Any]) -> bool:
     try:
         encode({"t": "row", "row": row})

@@ -68,6 +68,13 @@ _STATEMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def bindable(value: Any) -> Any:
     """Return a value that SQLite stores as what it means: bounded valid text, JSON for the rest."""
+    kind = type(value)
+    if kind is float or value is None:
+        return value
+    if kind is str and len(value) <= MAX_TEXT:
+        return valid_text(value)
+    if (kind is list or kind is tuple) and not value:
+        return "[]"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return math.copysign(math.inf, value > 0 or -1)
     if value is None or isinstance(value, (int, float)):
