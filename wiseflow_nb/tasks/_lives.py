@@ -21,6 +21,7 @@ from typing import Any
 from wiseflow_nb.clock import Clock, SystemClock
 from wiseflow_nb.errors import TaskCancelledError, TaskSkippedError, TaskTimeoutError, WorkerLostError
 from wiseflow_nb.futures import settle
+from wiseflow_nb.pool._crew import YIELDS
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _cleanup, _output
 from wiseflow_nb.tasks._admission import Admission
@@ -33,6 +34,18 @@ from wiseflow_nb.tasks.task import Task
 
 #: Bound of a stored traceback, in characters; the end is what tells most.
 TRACEBACK_KEPT = 8192
+
+
+def give_way(lock: threading.Lock) -> None:
+    """Before a lock is acquired that another thread holds for a few steps: let that thread go on.
+
+    Whoever queues for a lock is woken for it and then waits for the interpreter, while the other finds
+    the lock taken and queues in turn: each step costs a change of threads.
+    """
+    for _ in range(YIELDS):
+        time.sleep(0)
+        if not lock.locked():
+            return
 
 
 class Lives:

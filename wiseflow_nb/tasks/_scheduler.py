@@ -30,7 +30,7 @@ from wiseflow_nb.tasks import _output, _waiting
 from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
 from wiseflow_nb.tasks._ledger import OnChange
-from wiseflow_nb.tasks._lives import Lives, describe, perform, short
+from wiseflow_nb.tasks._lives import Lives, describe, give_way, perform, short
 from wiseflow_nb.tasks._loop import TaskLoop
 from wiseflow_nb.tasks._machine import CANCELLING, COMPLETED, FIRST_TERMINAL, PENDING, RUNNING, WAITING, Stop
 from wiseflow_nb.tasks._options import TaskOptions
@@ -87,6 +87,8 @@ class Scheduler(Lives):
         task: Task[Any] = Task(self)
         variables = contextvars.copy_context()
         effects: Effects = []
+        if self.lock.locked():
+            give_way(self.lock)
         with self.lock:
             if self.closed:
                 raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
@@ -236,6 +238,8 @@ class Scheduler(Lives):
     def first_coroutine(self, owed: int = 0) -> Attempt | None:
         """A runner that was called for has come: return what it is to run."""
         effects: Effects = []
+        if self.lock.locked():
+            give_way(self.lock)
         with self.lock:
             self.slots.coming -= 1
             attempt = self._next_coroutine(self._monotonic(), owed, effects)
@@ -265,6 +269,8 @@ class Scheduler(Lives):
         """
         effects: Effects = []
         attempt = None
+        if self.lock.locked():
+            give_way(self.lock)
         with self.lock:
             if not self.machine_time:
                 now = self._monotonic()
@@ -286,6 +292,8 @@ class Scheduler(Lives):
         # Without the lock: done-callbacks are user code.
         task._settle(ended.value, None)
         if not ended.job.options.keep_result:
+            if self.lock.locked():
+                give_way(self.lock)
             with self.lock:
                 self._after_settling(ended.job, task)
 
@@ -335,6 +343,8 @@ class Scheduler(Lives):
     def _take_ticket(self) -> None:
         # Called without the lock, on a worker of the pool.
         effects: Effects = []
+        if self.lock.locked():
+            give_way(self.lock)
         with self.lock:
             self.slots.ticket_taken()
             attempt = self._next_call(self._monotonic(), effects)
@@ -346,6 +356,8 @@ class Scheduler(Lives):
         """The code of a worker's attempt has ended; as ``next_coroutine``, for plain calls."""
         effects: Effects = []
         attempt = None
+        if self.lock.locked():
+            give_way(self.lock)
         with self.lock:
             if not self.machine_time:
                 now = self._monotonic()
