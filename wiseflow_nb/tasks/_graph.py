@@ -13,16 +13,14 @@ _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 def referenced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Task[Any]]:
     """Every task among the arguments, also one level deep in a list, tuple or dict, each once."""
-    found: dict[int, Task[Any]] = {}
-    for value in (*args, *kwargs.values()):
+    found: list[Task[Any]] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
         kind = type(value)
         if kind is Task:
-            found[id(value)] = value
+            found.append(value)
         elif kind not in _PLAIN:
-            for item in _members(value):
-                if isinstance(item, Task):
-                    found[id(item)] = item
-    return list(found.values())
+            found += [item for item in _members(value) if isinstance(item, Task)]
+    return found if len(found) < 2 else list(dict.fromkeys(found))
 
 
 def swapped(

@@ -18,7 +18,7 @@ from typing import Any
 from wiseflow_nb.context import RemoteRun, TaskContext
 from wiseflow_nb.errors import TaskSkippedError
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
-from wiseflow_nb.tasks._machine import STATES, Stop, decoded
+from wiseflow_nb.tasks._machine import PENDING, STATES, Stop, decoded
 from wiseflow_nb.tasks._options import TaskOptions
 from wiseflow_nb.tasks._timer import TimerHandle
 from wiseflow_nb.tasks.task import Task
@@ -96,6 +96,7 @@ class Attempt(TaskContext):
 class Job:
     """A task as the manager knows it. Its state is ``code``, and nowhere else."""
 
+    code = PENDING
     # What a record tells, besides the fields set below.
     attempts = 0
     reason = ""
@@ -151,17 +152,16 @@ class Job:
         number: int,
         task_id: str,
         name: str,
-        code: int,
         kind: str,
         options: TaskOptions,
         call: tuple[Any, tuple[Any, ...], dict[str, Any]],
         task: Task[Any],
         variables: contextvars.Context,
+        created_seconds: float,
     ) -> None:
         self.number = number
         self.task_id = task_id
         self.name = name
-        self.code = code
         self.kind = kind
         self.options = options
         self.call = call
@@ -171,7 +171,7 @@ class Job:
         self.variables: contextvars.Context | None = variables
         #: Own class, or the highest class of those that wait for this task.
         self.level: Priority = options.priority
-        self.created_seconds = NAN
+        self.created_seconds = created_seconds
 
     @property
     def state(self) -> TaskState:

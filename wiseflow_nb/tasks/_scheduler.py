@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextvars
 import functools
-from collections.abc import Coroutine, Iterable
+import types
+from collections.abc import Coroutine
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
+from inspect import CO_COROUTINE
 from typing import Any
 
 from wiseflow_nb.clock import Clock
@@ -28,12 +30,13 @@ from wiseflow_nb.pool._process import ProcessWorkers
 from wiseflow_nb.records import NAN, Priority, TaskState
 from wiseflow_nb.tasks import _output, _waiting
 from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
+from wiseflow_nb.tasks._graph import referenced
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
 from wiseflow_nb.tasks._ledger import OnChange
 from wiseflow_nb.tasks._lives import Lives, describe, give_way, perform, short
 from wiseflow_nb.tasks._loop import TaskLoop
-from wiseflow_nb.tasks._machine import CANCELLING, COMPLETED, FIRST_TERMINAL, PENDING, RUNNING, WAITING, Stop
-from wiseflow_nb.tasks._options import TaskOptions
+from wiseflow_nb.tasks._machine import CANCELLING, COMPLETED, FIRST_TERMINAL, RUNNING, WAITING, Stop
+from wiseflow_nb.tasks._options import TaskOptions, kind_of
 from wiseflow_nb.tasks._runner import Runner
 from wiseflow_nb.tasks._timer import TimerHandle
 from wiseflow_nb.tasks.task import Task
@@ -74,47 +77,53 @@ class Scheduler(Lives):
     # -- submit ------------------------------------------------------------------------------
 
     def submit(
-        self,
-        call: tuple[Any, tuple[Any, ...], dict[str, Any]],
-        options: TaskOptions,
-        *,
-        kind: str,
-        name: str,
-        needed: list[Task[Any]] | None,
-        retry_of: str = "",
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions, retry_of: str = ""
     ) -> Task[Any]:
-        """Enter a task; ``needed`` are the tasks among its arguments."""
+        """Enter a call as a task; see ``TaskManager.submit``."""
+        if type(fn) is types.FunctionType and options.kind == "auto":
+            kind = "async" if fn.__code__.co_flags & CO_COROUTINE else "thread"
+            name = options.name or fn.__qualname__
+        else:
+            kind = kind_of(fn, args, kwargs, options)
+            name = options.name or getattr(fn, "__qualname__", None) or type(fn).__name__
+        needed = referenced(args, kwargs) if args or kwargs else None
         task: Task[Any] = Task(self)
         variables = contextvars.copy_context()
         effects: Effects = []
-        if self.lock.locked():
-            give_way(self.lock)
-        with self.lock:
+        lock = self.lock
+        if lock.locked():
+            give_way(lock)
+        with lock:
             if self.closed:
                 raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
             number = self._numbers + 1
             task_id = f"{self._prefix}{number}"
-            parents: list[Job] = []
+            parents = None
             if needed or options.dependencies:
-                parents = self._parents(task_id, [*(needed or ()), *options.dependencies])
+                parents = self._parents(task_id, needed, options.dependencies)
             self._numbers = number
-            task._job = job = Job(number, task_id, name, PENDING, kind, options, call, task, variables)
-            job.created_seconds = self._time()
+            now = self._time()
+            task._job = job = Job(number, task_id, name, kind, options, (fn, args, kwargs), task, variables, now)
             if retry_of:
                 job.retry_of = retry_of
             if not self._unsettled:
                 self.quiet.clear()
                 _output.begin_routing()
             self._unsettled += 1
-            if not parents or not self._enter_behind(job, parents, effects):
+            slots = self.slots
+            if parents is None or not self._enter_behind(job, parents, effects):
                 job.ready_at = self._monotonic()
-                job.ready_seconds = job.created_seconds
+                job.ready_seconds = now
                 self.ledger.born(job)
-                self.slots.push(job)
+                slots.push(job)
+                # As ``workers_wanted`` and ``runners_wanted`` would find: enough have been called for.
+                if slots.held + (slots.coming if kind == "async" else slots.tickets) < slots.limit:
+                    self._dispatch(effects)
+            elif job.level is not Priority.NORMAL:
+                self._dispatch(effects)  # it may have lent its class to one that is held back
             if options.deadline is not None and job.code < FIRST_TERMINAL:
                 due = self._monotonic() + options.deadline
                 job.deadline = self.timers.at(due, functools.partial(self.deadline_due, job))
-            self._dispatch(effects)
         if effects:
             perform(effects)
         return task
@@ -150,14 +159,14 @@ class Scheduler(Lives):
                 self._lend(parent, level)
         return True
 
-    def _parents(self, task_id: str, needed: Iterable[Task[Any] | str]) -> list[Job]:
-        parents: dict[int, Job] = {}
-        for item in needed:
+    def _parents(self, task_id: str, needed: list[Task[Any]] | None, named: tuple[Task[Any] | str, ...]) -> list[Job]:
+        parents = []
+        for item in (*(needed or ()), *named) if named else needed or ():
             if type(item) is Task:
                 job: Job | None = item._job
                 if item._scheduler is not self:
                     raise DependencyError(f"{item!r} belongs to another manager; submit both to the same one")
-                if item._job.code == COMPLETED and item._job.released:
+                if item._job.code == COMPLETED and not item._job.options.keep_result:
                     raise DependencyError(
                         f"{task_id} -> {item.id}: its result was released (keep_result=False); submit this before it ends"
                     )
@@ -167,8 +176,9 @@ class Scheduler(Lives):
                 job = self.ledger.jobs.get(str(item))
             if job is None:
                 raise DependencyError(f"{task_id} -> {item}: there is no task {item!r}; give a Task or a known id")
-            parents[job.number] = job
-        return list(parents.values())
+            parents.append(job)
+        # Those among the arguments are there once already.
+        return list(dict.fromkeys(parents)) if named else parents
 
     def stop_listening(self) -> None:
         """Let the pool forget this scheduler; calling again does no harm."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-import types
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
-from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
@@ -22,11 +20,11 @@ from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._cleanup import Registered
 from wiseflow_nb.tasks._closing import MODES, close_pool, close_scheduler
 from wiseflow_nb.tasks._frame import TaskFrame
-from wiseflow_nb.tasks._graph import referenced, swapped
+from wiseflow_nb.tasks._graph import swapped
 from wiseflow_nb.tasks._job import Job
 from wiseflow_nb.tasks._ledger import OnChange
 from wiseflow_nb.tasks._loop import HostLoop, LoopThread, TaskLoop
-from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions, kind_of
+from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions
 from wiseflow_nb.tasks._replay import retry_plan
 from wiseflow_nb.tasks._scheduler import Scheduler
 from wiseflow_nb.tasks._stalled import StalledTask, find_stalled
@@ -145,7 +143,7 @@ class TaskManager:
         DependencyError
             If a dependency is unknown, the task's own, or another manager's.
         """
-        return self._submit(fn, args, kwargs, DEFAULTS)
+        return self._scheduler.submit(fn, args, kwargs, DEFAULTS)
 
     def options(self, **options: Any) -> TaskView:
         """Return a light view that submits with these options.
@@ -271,15 +269,7 @@ class TaskManager:
     def _submit(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions, retry_of: str = ""
     ) -> Task[Any]:
-        if type(fn) is types.FunctionType and options.kind == "auto":
-            kind = "async" if fn.__code__.co_flags & CO_COROUTINE else "thread"
-            name = options.name or fn.__qualname__
-        else:
-            kind = kind_of(fn, args, kwargs, options)
-            name = options.name or getattr(fn, "__qualname__", None) or type(fn).__name__
-        needed = referenced(args, kwargs) if args or kwargs else None
-        call = (fn, args, kwargs)
-        return self._scheduler.submit(call, options, kind=kind, name=name, needed=needed, retry_of=retry_of)
+        return self._scheduler.submit(fn, args, kwargs, options, retry_of)
 
     # -- steering ----------------------------------------------------------------------------
 

@@ -53,9 +53,10 @@ class Task(Future[T]):
     _result: T | None = None
     _exception: BaseException | None = None
 
+    _job: Job
+
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._job: Job
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
