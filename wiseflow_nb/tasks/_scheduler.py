@@ -228,13 +228,14 @@ class Scheduler(Lives):
             slots.overdue = slots.overdue or (slots.tickets > 0 and slots.taken_up == taken_up)
         self.wake()
 
-    def _begin(self, job: Job, now: float) -> Attempt:
-        # The one place where an attempt comes to be.
-        job.attempt = attempt = Attempt(job, job.attempts + 1, now)
-        job.attempts = attempt.attempt
-        job.started_seconds = self._time()
+    def _begin(self, job: Job, now: float, wall: float) -> Attempt:
+        # The one place where an attempt comes to be. ``now`` is monotonic, ``wall`` since the epoch.
+        number = job.attempts + 1
+        job.attempt = attempt = Attempt(job, number, now)
+        job.attempts = number
+        job.started_seconds = wall
         job.queue_seconds = now - job.ready_at
-        if attempt.attempt > 1:
+        if number > 1:
             job.finished_seconds = job.progress = NAN
             job.progress_text = ""
         self.ledger.move(job, RUNNING)
@@ -245,14 +246,14 @@ class Scheduler(Lives):
 
     # -- coroutines: called by a runner, on the loop -------------------------------------------
 
-    def first_coroutine(self, owed: int = 0) -> Attempt | None:
+    def first_coroutine(self) -> Attempt | None:
         """A runner that was called for has come: return what it is to run."""
         effects: Effects = []
         if self.lock.locked():
             give_way(self.lock)
         with self.lock:
             self.slots.coming -= 1
-            attempt = self._next_coroutine(self._monotonic(), owed, effects)
+            attempt = self._next_coroutine(self._monotonic(), self._time(), effects)
         perform(effects)
         return attempt
 
@@ -279,18 +280,21 @@ class Scheduler(Lives):
         """
         effects: Effects = []
         attempt = None
-        if self.lock.locked():
-            give_way(self.lock)
-        with self.lock:
+        lock = self.lock
+        if lock.locked():
+            give_way(lock)
+        with lock:
             if not self.machine_time:
                 now = self._monotonic()
-            task = self._code_ended(ended, now, effects)
-            if back:
-                self.slots.coming += 1
-            if stay:
-                attempt = self._next_coroutine(now, owed, effects)
-            else:
+            wall = self._time()
+            task = self._code_ended(ended, now, wall, effects)
+            if owed:
                 self._settled(owed)
+            if stay:
+                attempt = self._next_coroutine(now, wall, effects)
+            else:
+                if back:
+                    self.slots.coming += 1
                 self._dispatch(effects)
         if task is not None and (task._made is not None or not ended.job.options.keep_result):
             self._announce(ended, task)
@@ -307,17 +311,15 @@ class Scheduler(Lives):
             with self.lock:
                 self._after_settling(ended.job, task)
 
-    def _next_coroutine(self, now: float, owed: int, effects: Effects) -> Attempt | None:
-        if owed:
-            self._settled(owed)
+    def _next_coroutine(self, now: float, wall: float, effects: Effects) -> Attempt | None:
         slots = self.slots
         if slots.returning:
             self._dispatch(effects)
         job = slots.take_coroutine(now)
         # An end can make several ready at once: those that this runner does not take need others.
-        if job is None or slots.ready_count:
+        if job is None or slots.held + slots.coming < slots.limit or slots.ready_threads:
             self._dispatch(effects)
-        return None if job is None else self._begin(job, now)
+        return None if job is None else self._begin(job, now, wall)
 
     # -- plain calls: a ticket, taken up on a worker of the pool ---------------------------------
 
@@ -345,7 +347,7 @@ class Scheduler(Lives):
             self.slots.ticket_taken()
             job = self.slots.take_call(now)
             if job is not None:
-                attempt = self._begin(job, now)
+                attempt = self._begin(job, now, self._time())
                 attempt.error, attempt.ended = error, True
                 self._conclude(attempt, TaskState.FAILED, [], effects)
             self._dispatch(effects)
@@ -357,7 +359,7 @@ class Scheduler(Lives):
             give_way(self.lock)
         with self.lock:
             self.slots.ticket_taken()
-            attempt = self._next_call(self._monotonic(), effects)
+            attempt = self._next_call(self._monotonic(), self._time(), effects)
         perform(effects)
         if attempt is not None:
             self.runner.run_calls(attempt)
@@ -366,16 +368,18 @@ class Scheduler(Lives):
         """The code of a worker's attempt has ended; as ``next_coroutine``, for plain calls."""
         effects: Effects = []
         attempt = None
-        if self.lock.locked():
-            give_way(self.lock)
-        with self.lock:
+        lock = self.lock
+        if lock.locked():
+            give_way(lock)
+        with lock:
             if not self.machine_time:
                 now = self._monotonic()
-            task = self._code_ended(ended, now, effects)
+            wall = self._time()
+            task = self._code_ended(ended, now, wall, effects)
             if owed:
                 self._settled(owed)
             if stay and task is not None:
-                attempt = self._next_call(now, effects)
+                attempt = self._next_call(now, wall, effects)
             else:
                 self._dispatch(effects)
         if task is not None and (task._made is not None or not ended.job.options.keep_result):
@@ -384,10 +388,12 @@ class Scheduler(Lives):
             perform(effects)
         return attempt, task is None
 
-    def _next_call(self, now: float, effects: Effects) -> Attempt | None:
-        job = self.slots.take_call(now)
-        attempt = None if job is None else self._begin(job, now)
-        self._dispatch(effects)
+    def _next_call(self, now: float, wall: float, effects: Effects) -> Attempt | None:
+        slots = self.slots
+        job = slots.take_call(now)
+        attempt = None if job is None else self._begin(job, now, wall)
+        if job is None or slots.held + slots.tickets < slots.limit or slots.ready_coroutines or slots.returning:
+            self._dispatch(effects)
         return attempt
 
     # -- time --------------------------------------------------------------------------------

@@ -158,6 +158,12 @@ class Slots:
         free = self.limit - self.held
         if self.paused or free <= 0:
             return None
+        if not self.tickets and not self._gauged and not self._big_coroutines.count and not self._big_threads.count:
+            job = self._coroutines.pop(now)
+            if job is not None:
+                job.holds = True
+                self.held += 1
+            return job
         left = self._left_to_threads()
         if not left and self.plain:
             job = self._coroutines.pop(now)

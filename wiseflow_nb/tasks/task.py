@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 # The standard library's own words for a future's state: ``wait`` and ``as_completed`` look for them.
-_PENDING, _RUNNING, _CANCELLED, _FINISHED = "PENDING", "RUNNING", "CANCELLED_AND_NOTIFIED", "FINISHED"
+_PENDING, _RUNNING, _CANCELLED, FINISHED = "PENDING", "RUNNING", "CANCELLED_AND_NOTIFIED", "FINISHED"
 _making = threading.Lock()
 _ending = threading.local()
 
@@ -163,7 +163,7 @@ class Task(Future[T]):
     def _settle(self, value: Any, error: BaseException | None, cancelled: bool = False) -> None:
         # Once a task, by whoever made the last transition, without the manager's lock.
         self._result, self._exception = value, error
-        self._end = _CANCELLED if cancelled else _FINISHED
+        self._end = _CANCELLED if cancelled else FINISHED
         made = self._made
         if made is None:
             return
@@ -182,11 +182,6 @@ class Task(Future[T]):
             for fn in callbacks:
                 _call(fn, self)
             _ending.scheduler = before
-
-    def _finish(self, value: T) -> None:
-        # The first half of ``_settle``; whoever waits already is told by the whole of it.
-        self._result = value
-        self._end = _FINISHED
 
     def _value(self) -> T:
         # What the standard library's ``result`` does, for a task that has ended.
