@@ -220,6 +220,16 @@ class Task(Future[T]):
         return f"<Task {self.id} {self.name!r} {self.state}>"
 
 
+def share_names(kind: type, names: str) -> None:
+    """Make known, before there are instances, which names they will have: see ``_job``."""
+    first = kind.__new__(kind)
+    for name in names.split():
+        object.__setattr__(first, name, None)
+
+
+share_names(Task, "_scheduler _job _end _result _exception _made _watchers _callbacks")
+
+
 def settling() -> Scheduler | None:
     """Whose task's done-callbacks this thread is calling, if any: the task counts as ended only after them."""
     return getattr(_ending, "scheduler", None)
