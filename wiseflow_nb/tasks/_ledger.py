@@ -133,7 +133,14 @@ class Ledger:
         return self.rev - self._touches
 
     def _tidy(self) -> None:
-        self._changes = [*self.changed(0)][::-1]
+        kept = []
+        last = self.rev + 1
+        for job in reversed(self._changes):
+            if job.rev < last and not job.dropped:
+                last = job.rev
+                kept.append(job)
+        kept.reverse()
+        self._changes = kept
         # Each change pays for its share of the next tidying, whatever the number of tasks.
         self._tidy_at = 4096 + 2 * len(self._changes)
 

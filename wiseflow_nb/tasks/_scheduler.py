@@ -289,12 +289,28 @@ class Scheduler(Lives):
             wall = self._time()
             task = self._code_ended(ended, now, wall, effects)
             if owed:
-                self._settled(owed)
-            if stay:
+                if self._unsettled > owed:
+                    self._unsettled -= owed
+                else:
+                    self._settled(owed)
+            slots = self.slots
+            if stay and not slots.returning:
+                job = slots.take_coroutine(now)
+                if job is not None:
+                    attempt = self._begin(job, now, wall)
+                # An end can make several ready at once: those that this runner does not take need others.
+                if (
+                    job is None
+                    or slots.held + slots.coming < slots.limit
+                    or slots.threads.count
+                    or slots.big_threads.count
+                ):
+                    self._dispatch(effects)
+            elif stay:
                 attempt = self._next_coroutine(now, wall, effects)
             else:
                 if back:
-                    self.slots.coming += 1
+                    slots.coming += 1
                 self._dispatch(effects)
         if task is not None and (task._made is not None or not ended.job.options.keep_result):
             self._announce(ended, task)
@@ -317,7 +333,7 @@ class Scheduler(Lives):
             self._dispatch(effects)
         job = slots.take_coroutine(now)
         # An end can make several ready at once: those that this runner does not take need others.
-        if job is None or slots.held + slots.coming < slots.limit or slots.ready_threads:
+        if job is None or slots.held + slots.coming < slots.limit or slots.threads.count or slots.big_threads.count:
             self._dispatch(effects)
         return None if job is None else self._begin(job, now, wall)
 

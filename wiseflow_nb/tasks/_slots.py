@@ -46,8 +46,8 @@ class Slots:
         self.overdue = False
         # Tasks that ask for memory have lanes of their own: one that is held back holds back those
         # behind it that ask as well (else a large one would never get in), and nobody else.
-        self._coroutines, self._big_coroutines = ReadyQueue(), ReadyQueue()
-        self._threads, self._big_threads = ReadyQueue(), ReadyQueue()
+        self.coroutines, self.big_coroutines = ReadyQueue(), ReadyQueue()
+        self.threads, self.big_threads = ReadyQueue(), ReadyQueue()
         #: Tasks that gave up their slot and want it again.
         self.returning: deque[Job] = deque()
         self._reserve: Job | None = None
@@ -60,30 +60,30 @@ class Slots:
     @property
     def ready_threads(self) -> int:
         """Plain calls that are ready and have not begun."""
-        return self._threads.count + self._big_threads.count
+        return self.threads.count + self.big_threads.count
 
     @property
     def ready_coroutines(self) -> int:
         """Coroutines that are ready and have not begun."""
-        return self._coroutines.count + self._big_coroutines.count
+        return self.coroutines.count + self.big_coroutines.count
 
     @property
     def ready_count(self) -> int:
         """Tasks that are ready and have not begun."""
-        return self._coroutines.count + self._big_coroutines.count + self._threads.count + self._big_threads.count
+        return self.coroutines.count + self.big_coroutines.count + self.threads.count + self.big_threads.count
 
     @property
     def plain(self) -> bool:
         """Whether nothing but the order within one kind decides: none asks for memory, and there is enough."""
         return not (
-            self._big_coroutines.count
-            or self._big_threads.count
+            self.big_coroutines.count
+            or self.big_threads.count
             or (self._gauged and self.admission.pressure() == "critical")
         )
 
     def ready(self) -> list[Job]:
         """Every task that is ready to run, in no particular order."""
-        lanes = (self._coroutines, self._big_coroutines, self._threads, self._big_threads)
+        lanes = (self.coroutines, self.big_coroutines, self.threads, self.big_threads)
         return [job for lane in lanes for job in lane.items()]
 
     def push(self, job: Job) -> None:
@@ -102,14 +102,14 @@ class Slots:
 
     def workers_wanted(self, now: float) -> int:
         """How many further workers of the pool the ready plain calls can use."""
-        ready = self._threads.count + self._big_threads.count
+        ready = self.threads.count + self.big_threads.count
         if not ready or self.paused:
             return 0
         free = self.limit - self.held
         wanted = min(free, ready, self.room - self.threads_held) - self.tickets
         if wanted <= 0:
             return 0
-        others = self._coroutines.count + self._big_coroutines.count
+        others = self.coroutines.count + self.big_coroutines.count
         if others or not self.plain:
             head = self._first_thread(now)
             if head is None:
@@ -122,7 +122,7 @@ class Slots:
 
     def runners_wanted(self, now: float) -> int:
         """How many further runners the ready coroutines can use."""
-        ready = self._coroutines.count + self._big_coroutines.count
+        ready = self.coroutines.count + self.big_coroutines.count
         if not ready or self.paused:
             return 0
         free = self.limit - self.held
@@ -146,7 +146,7 @@ class Slots:
         """The class of the next ticket: that of the ready plain call which the tickets before it leave."""
         left = self.tickets
         for level in reversed(LEVELS):
-            left -= self._threads.in_class(level) + self._big_threads.in_class(level)
+            left -= self.threads.in_class(level) + self.big_threads.in_class(level)
             if left < 0:
                 return level
         return LEVELS[0]
@@ -158,15 +158,15 @@ class Slots:
         free = self.limit - self.held
         if self.paused or free <= 0:
             return None
-        if not self.tickets and not self._gauged and not self._big_coroutines.count and not self._big_threads.count:
-            job = self._coroutines.pop(now)
+        if not (self.tickets or self._gauged or self.big_coroutines.count or self.big_threads.count):
+            job = self.coroutines.pop(now)
             if job is not None:
                 job.holds = True
                 self.held += 1
             return job
         left = self._left_to_threads()
         if not left and self.plain:
-            job = self._coroutines.pop(now)
+            job = self.coroutines.pop(now)
         else:
             head = self._first_coroutine(now)
             if head is None:
@@ -192,9 +192,9 @@ class Slots:
         free = self.limit - self.held
         if self.paused or free <= 0 or self.threads_held >= self.room:
             return None
-        others = self._coroutines.count + self._big_coroutines.count
+        others = self.coroutines.count + self.big_coroutines.count
         if not others and self.plain:
-            job = self._threads.pop(now)
+            job = self.threads.pop(now)
         else:
             head = self._first_thread(now)
             if head is None:
@@ -245,19 +245,19 @@ class Slots:
         # How many slots a coroutine leaves to plain calls that come before it.
         if not self.tickets or self.overdue:
             return 0
-        return min(self.tickets, self._threads.count + self._big_threads.count)
+        return min(self.tickets, self.threads.count + self.big_threads.count)
 
     def _queue(self, job: Job) -> ReadyQueue:
         if job.kind == "async":
-            return self._coroutines if job.options.memory is None else self._big_coroutines
-        return self._threads if job.options.memory is None else self._big_threads
+            return self.coroutines if job.options.memory is None else self.big_coroutines
+        return self.threads if job.options.memory is None else self.big_threads
 
     def _first_coroutine(self, now: float) -> Head | None:
-        other = self._big_threads if self.threads_held < self.room else None
-        return self._first(self._coroutines, self._big_coroutines, other, now)
+        other = self.big_threads if self.threads_held < self.room else None
+        return self._first(self.coroutines, self.big_coroutines, other, now)
 
     def _first_thread(self, now: float) -> Head | None:
-        return self._first(self._threads, self._big_threads, self._big_coroutines, now)
+        return self._first(self.threads, self.big_threads, self.big_coroutines, now)
 
     def _first(self, lane: ReadyQueue, big: ReadyQueue, other_big: ReadyQueue | None, now: float) -> Head | None:
         best = lane.head(now)

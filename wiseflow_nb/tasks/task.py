@@ -220,11 +220,11 @@ class Task(Future[T]):
         return f"<Task {self.id} {self.name!r} {self.state}>"
 
 
-def share_names(kind: type, names: str) -> None:
+def share_names(kind: type[Any], names: str) -> None:
     """Make known, before there are instances, which names they will have: see ``_job``."""
-    first = kind.__new__(kind)
+    first: Any = object.__new__(kind)
     for name in names.split():
-        object.__setattr__(first, name, None)
+        setattr(first, name, None)
 
 
 share_names(Task, "_scheduler _job _end _result _exception _made _watchers _callbacks")
