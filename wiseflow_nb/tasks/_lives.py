@@ -147,16 +147,18 @@ class Lives:
         # else has to follow is left to ``attempt_ended``, after cleanup. ``now`` is monotonic, ``wall`` epoch.
         job = attempt.job
         options = job.options
-        attempt.ended = True
-        attempt.wall_seconds = now - attempt.started_at
+        wall_seconds = now - attempt.started_at
+        remote = attempt.remote
         if (
             attempt.error is not None
             or attempt.asked
-            or attempt.failures
             or job.attempt is not attempt
             or options.cleanup_always
             or (self.handlers and _cleanup.always(options, self.handlers))
+            or (remote is not None and attempt.failures)
         ):
+            attempt.ended = True
+            attempt.wall_seconds = wall_seconds
             return None
         # As ``_leave``, ``_finish`` and ``_close_job`` do, for the end that is nearly every task's.
         job.attempt = None
@@ -167,9 +169,9 @@ class Lives:
             self.slots.held -= 1
             if job.kind != "async":
                 self.slots.threads_held -= 1
-        job.figures = (attempt.wall_seconds, attempt.cpu_seconds, attempt.cpu_source)
+        job.figures = (wall_seconds, attempt.cpu_seconds, attempt.cpu_source)
         job.finished_seconds = wall
-        if attempt.remote is not None:
+        if remote is not None:
             job.memory_peak_bytes, job.memory_source = attempt.memory_peak_bytes, attempt.memory_source
             job.output_tail = attempt.output_tail
         elif attempt._output is not None or job.attempts > 1:

@@ -180,7 +180,8 @@ class Runner:
                 # Without this frame, which goes on and would keep alive whatever it holds by then.
                 ended.error = caught.with_traceback(caught.__traceback__ and caught.__traceback__.tb_next)
             ended.driver = None
-            ended.asked = ended._token is not None and ended.cancelled
+            if ended._token is not None:
+                ended.asked = ended.cancelled
             ended.cpu_seconds += gauge.step()
             ended.cpu_source = "coroutine_steps"
             now = gauge.wall

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
 from inspect import CO_COROUTINE
-from typing import Any
+from typing import Any, NoReturn
 
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import (
@@ -41,6 +41,9 @@ from wiseflow_nb.tasks._runner import Runner
 from wiseflow_nb.tasks._timer import TimerHandle
 from wiseflow_nb.tasks.task import Task
 
+#: One for all calls without.
+NOTHING: list[Task[Any]] = []
+NO_KWARGS: dict[str, Any] = {}
 #: A pool of unknown size is taken to be as large as asked for.
 UNBOUNDED = 1 << 30
 
@@ -86,7 +89,9 @@ class Scheduler(Lives):
         else:
             kind = kind_of(fn, args, kwargs, options)
             name = options.name or getattr(fn, "__qualname__", None) or type(fn).__name__
-        needed = referenced(args, kwargs) if args or kwargs else None
+        needed = referenced(args, kwargs) if args or kwargs else NOTHING
+        if not kwargs:
+            kwargs = NO_KWARGS
         task: Task[Any] = Task(self)
         variables = contextvars.copy_context()
         effects: Effects = []
@@ -131,20 +136,23 @@ class Scheduler(Lives):
     def _enter_behind(self, job: Job, parents: list[Job], effects: Effects) -> bool:
         # Enter a task that has dependencies; return False if it is ready all the same.
         job.parents = tuple([parent.task_id for parent in parents])
-        unfinished = []
-        failed = None
-        for parent in parents:
-            if parent.code < FIRST_TERMINAL:
-                unfinished.append(parent)
-            elif parent.code != COMPLETED and failed is None:
-                failed = parent
-        if failed is not None and job.options.trigger == "all_completed":
-            job.code = WAITING
-            self.ledger.born(job)
-            self._skip(job, failed, effects)
-            return True
+        unfinished = [parent for parent in parents if parent.code != COMPLETED]
         if not unfinished:
             return False
+        failed = None
+        for parent in unfinished:
+            if parent.code > COMPLETED:
+                failed = parent
+                break
+        if failed is not None:
+            if job.options.trigger == "all_completed":
+                job.code = WAITING
+                self.ledger.born(job)
+                self._skip(job, failed, effects)
+                return True
+            unfinished = [parent for parent in unfinished if parent.code < FIRST_TERMINAL]
+            if not unfinished:
+                return False
         job.code = WAITING
         self.ledger.born(job)
         job.remaining = len(unfinished)
@@ -159,26 +167,35 @@ class Scheduler(Lives):
                 self._lend(parent, level)
         return True
 
-    def _parents(self, task_id: str, needed: list[Task[Any]] | None, named: tuple[Task[Any] | str, ...]) -> list[Job]:
+    def _parents(self, task_id: str, needed: list[Task[Any]], named: tuple[Task[Any] | str, ...]) -> list[Job]:
         parents = []
-        for item in (*(needed or ()), *named) if named else needed or ():
-            if type(item) is Task:
-                job: Job | None = item._job
-                if item._scheduler is not self:
-                    raise DependencyError(f"{item!r} belongs to another manager; submit both to the same one")
-                if item._job.code == COMPLETED and not item._job.options.keep_result:
-                    raise DependencyError(
-                        f"{task_id} -> {item.id}: its result was released (keep_result=False); submit this before it ends"
-                    )
+        for task in needed:
+            job = task._job
+            if task._scheduler is not self or (job.code == COMPLETED and not job.options.keep_result):
+                self._refuse(task_id, task)
+            parents.append(job)
+        if not named:
+            return parents
+        for item in named:
+            if isinstance(item, Task):
+                found: Job | None = item._job
+                if item._scheduler is not self or (item._job.code == COMPLETED and item._job.released):
+                    self._refuse(task_id, item)
             elif item == task_id:
                 raise DependencyError(f"a task cannot depend on itself: {task_id} -> {task_id}; leave it out")
             else:
-                job = self.ledger.jobs.get(str(item))
-            if job is None:
+                found = self.ledger.jobs.get(item)
+            if found is None:
                 raise DependencyError(f"{task_id} -> {item}: there is no task {item!r}; give a Task or a known id")
-            parents.append(job)
-        # Those among the arguments are there once already.
-        return list(dict.fromkeys(parents)) if named else parents
+            parents.append(found)
+        return list(dict.fromkeys(parents))
+
+    def _refuse(self, task_id: str, needed: Task[Any]) -> NoReturn:
+        if needed._scheduler is not self:
+            raise DependencyError(f"{needed!r} belongs to another manager; submit both to the same one")
+        raise DependencyError(
+            f"{task_id} -> {needed.id}: its result was released (keep_result=False); submit this before it ends"
+        )
 
     def stop_listening(self) -> None:
         """Let the pool forget this scheduler; calling again does no harm."""
