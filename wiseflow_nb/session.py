@@ -30,6 +30,7 @@ from wiseflow_nb.records import (
     CellRecord,
     CommandResult,
     EventRecord,
+    HasRecord,
     PoolStatus,
     Sample,
     SessionInfo,
@@ -107,7 +108,7 @@ class Session:
         self.monitor.on_own_event = functools.partial(self._put, "event")
         self.pool = ThreadPoolManager(settings=self._settings, clock=clock)
         room = memory_gauges(self.monitor, lambda: self._settings, clock)
-        self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed, **room)
+        self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_move=self._task_changed, **room)
         self.monitor.add_rule(
             "task stalled",
             self._stalled,
@@ -484,8 +485,8 @@ class Session:
 
     # What the parts tell.
 
-    def _task_changed(self, record: TaskRecord, transition: TaskTransition | None) -> None:
-        self._recorder.put("task", record)
+    def _task_changed(self, task: HasRecord, transition: TaskTransition | None) -> None:
+        self._recorder.put("task", task)
         if transition is None:
             return
         self._recorder.put("transition", transition)

@@ -27,7 +27,7 @@ from wiseflow_nb.config import Settings
 from wiseflow_nb.context import OutputTail, TaskContext, current_task
 from wiseflow_nb.errors import DependencyError, TaskCancelledError, TaskSkippedError, UsageError
 from wiseflow_nb.pool import ThreadPoolManager
-from wiseflow_nb.records import Priority, Sample, TaskRecord, TaskState
+from wiseflow_nb.records import HasRecord, Priority, Sample, TaskRecord, TaskState
 from wiseflow_nb.tasks import Task, TaskManager, _closing, memory_gauges
 from wiseflow_nb.tasks._admission import hold_reason, parse_size
 from wiseflow_nb.tasks._output import TaskOutput, routed
@@ -835,6 +835,40 @@ def test_calls_that_wait_for_a_busy_pool_have_a_reason() -> None:
             gate.set()
         assert [call.result(30) for call in calls] == [1, 1, 1]
         assert all(other.result(30) for other in others)
+
+
+def test_who_needs_few_records_is_given_what_makes_them() -> None:
+    stage = Stage()
+    moves: list[tuple[HasRecord, str]] = []
+    records: list[TaskRecord] = []
+    tasks = TaskManager(
+        **stage.parts, on_move=lambda task, move: moves.append((task, "progress" if move is None else move.to_state))
+    )
+    other = Stage()
+    both = TaskManager(
+        **other.parts,
+        on_move=lambda task, move: moves.append((task, "")),
+        on_change=lambda record, move: records.append(record),
+    )
+
+    def work() -> None:
+        context = current_task()
+        assert context is not None
+        context.progress(0.5)
+
+    task = tasks.submit(work)
+    stage.run()
+    assert [told for _, told in moves] == ["pending", "running", "progress", "completed"]
+    assert len({id(given) for given, _ in moves}) == 1
+    assert task._job._record is None
+    assert (moves[0][0].task_id, moves[0][0].record) == (task.id, task.record())
+    assert moves[0][0].record is moves[-1][0].record
+    moves.clear()
+    both.submit(int)
+    other.run()
+    assert (len(moves), [record.state for record in records]) == (3, [S.PENDING, S.RUNNING, S.COMPLETED])
+    for manager in (tasks, both):
+        manager.shutdown()
 
 
 def test_a_skipped_grandchild_names_the_task_that_began_it() -> None:

@@ -133,7 +133,7 @@ class RecorderClient:
     # The hot path and what it feeds.
 
     def put(self, table: str, record: Any) -> None:
-        """Hand in a record (or a dict) for a table; one append, never blocks."""
+        """Hand in a record (or a dict, or what gives a ``record`` when it is written) for a table; one append, never blocks."""
         self._pending.append((table, record))
         if not self._wake.is_set():
             self._wake.set()
@@ -176,7 +176,10 @@ class RecorderClient:
             self._dropped(len(rows))
             return
         self._seq += 1
-        line, unwritable = batch_line(self._seq, rows.values())
+        # Of what changes often the record is made here, once a batch.
+        line, unwritable = batch_line(
+            self._seq, [(table, getattr(item, "record", item)) for table, item in rows.values()]
+        )
         self.unwritable_rows += unwritable
         with self._write_lock:
             self._unacked.append((self._seq, line))

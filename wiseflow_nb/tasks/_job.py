@@ -201,6 +201,8 @@ class Job:
         made, attempt = self._record, self.attempt
         if made is not None and made.rev == self.rev and attempt is None:
             return made
+        # Read first: who asks may not hold the lock, and what changes meanwhile has a later revision.
+        rev = self.rev
         made = TaskRecord(
             self.task_id,
             self.name,
@@ -226,7 +228,7 @@ class Job:
             self.parents,
             self.options.tags,
             self.retry_of,
-            self.rev,
+            rev,
         )
         self._record = made
         return made

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from wiseflow_nb.clock import Clock
-from wiseflow_nb.records import TaskRecord, TaskState, TaskTransition
+from wiseflow_nb.records import HasRecord, TaskRecord, TaskState, TaskTransition
 from wiseflow_nb.tasks._job import Job
 from wiseflow_nb.tasks._machine import (
     CANCELLING,
@@ -27,6 +27,8 @@ from wiseflow_nb.tasks._stalled import UsualTimes
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 OnChange = Callable[[TaskRecord, TaskTransition | None], None]
+#: As ``OnChange``, with what gives the record when it is asked for it.
+OnMove = Callable[[HasRecord, TaskTransition | None], None]
 
 #: Records of finished tasks that are kept; the oldest are dropped.
 FINISHED_KEPT = 100_000
@@ -35,9 +37,9 @@ FINISHED_KEPT = 100_000
 class Ledger:
     """Tasks by id and by the order of their last change."""
 
-    def __init__(self, clock: Clock, on_change: OnChange | None, kept: int = FINISHED_KEPT) -> None:
+    def __init__(self, clock: Clock, on_move: OnMove | None, kept: int = FINISHED_KEPT) -> None:
         self._clock = clock
-        self._on_change = on_change
+        self._on_move = on_move
         self._kept = kept
         self._finished: deque[Job] = deque()
         # One entry a change, the newest last: of a task's entries the last is the one that counts.
@@ -71,7 +73,7 @@ class Ledger:
         job.been = code + 1
         job.rev = self.rev = self.rev + 1
         self._changes.append(job)
-        if self._on_change is not None:
+        if self._on_move is not None:
             self._tell_move(job, None)
 
     def move(self, job: Job, code: int, reason: str = "") -> None:
@@ -88,7 +90,7 @@ class Ledger:
         job.been = job.been << 4 | code + 1
         job.rev = self.rev = self.rev + 1
         self._changes.append(job)
-        if self._on_change is not None:
+        if self._on_move is not None:
             self._tell_move(job, source)
         if code >= FIRST_TERMINAL:
             if code == COMPLETED:
@@ -109,7 +111,7 @@ class Ledger:
         self._changes.append(job)
         if len(self._changes) > self._tidy_at:
             self._tidy()
-        if self._on_change is not None:
+        if self._on_move is not None:
             self._tell(job, None)
 
     def since(self, rev: int) -> tuple[TaskRecord, ...]:
@@ -150,9 +152,9 @@ class Ledger:
         self._tell(job, TaskTransition(self.seq, job.task_id, job.attempts, before, STATES[job.code], now, job.reason))
 
     def _tell(self, job: Job, transition: TaskTransition | None) -> None:
-        assert self._on_change is not None
+        assert self._on_move is not None
         try:
-            self._on_change(job.record, transition)
+            self._on_move(job, transition)
         except Exception:  # the caller's code: counted, and logged once with its traceback
             self.callback_failures += 1
             if self.callback_failures == 1:
@@ -162,3 +164,14 @@ class Ledger:
         del self.jobs[job.task_id]
         job.dropped = True
         self._counts[job.code] -= 1
+
+
+def with_records(on_change: OnChange, on_move: OnMove | None) -> OnMove:
+    """Both as one; the record is made for each change."""
+
+    def both(job: HasRecord, transition: TaskTransition | None) -> None:
+        if on_move is not None:
+            on_move(job, transition)
+        on_change(job.record, transition)
+
+    return both

@@ -26,7 +26,7 @@ from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _cleanup, _output
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._job import NO_CALL, Attempt, Effects, Job
-from wiseflow_nb.tasks._ledger import Ledger, OnChange
+from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
@@ -58,7 +58,7 @@ class Lives:
         limit: int,
         room: int,
         admission: Admission,
-        on_change: OnChange | None,
+        on_move: OnMove | None,
         id_prefix: str,
     ) -> None:
         self.lock = threading.Lock()
@@ -67,7 +67,7 @@ class Lives:
         self.machine_time = isinstance(clock, SystemClock)
         self._monotonic: Callable[[], float] = time.monotonic if self.machine_time else clock.monotonic
         self._time: Callable[[], float] = time.time if self.machine_time else clock.time
-        self.ledger = Ledger(clock, on_change)
+        self.ledger = Ledger(clock, on_move)
         self.slots = Slots(limit, room, admission)
         self.timers = Timers(clock, "wiseflow-timer")
         self.handlers: list[_cleanup.Registered] = []

@@ -32,7 +32,7 @@ from wiseflow_nb.tasks import _output, _waiting
 from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
 from wiseflow_nb.tasks._graph import referenced
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
-from wiseflow_nb.tasks._ledger import OnChange
+from wiseflow_nb.tasks._ledger import OnMove
 from wiseflow_nb.tasks._lives import Lives, describe, give_way, perform, short
 from wiseflow_nb.tasks._loop import TaskLoop
 from wiseflow_nb.tasks._machine import CANCELLING, COMPLETED, FIRST_TERMINAL, RUNNING, WAITING, Stop
@@ -59,7 +59,7 @@ class Scheduler(Lives):
         loop: TaskLoop,
         limit: int,
         admission: Admission,
-        on_change: OnChange | None,
+        on_move: OnMove | None,
         id_prefix: str,
     ) -> None:
         super().__init__(
@@ -67,7 +67,7 @@ class Scheduler(Lives):
             limit=limit,
             room=_room(pool),
             admission=admission,
-            on_change=on_change,
+            on_move=on_move,
             id_prefix=id_prefix,
         )
         self.pool = pool

@@ -22,7 +22,7 @@ from wiseflow_nb.tasks._closing import MODES, close_pool, close_scheduler
 from wiseflow_nb.tasks._frame import TaskFrame
 from wiseflow_nb.tasks._graph import swapped
 from wiseflow_nb.tasks._job import Job
-from wiseflow_nb.tasks._ledger import OnChange
+from wiseflow_nb.tasks._ledger import OnChange, OnMove, with_records
 from wiseflow_nb.tasks._loop import HostLoop, LoopThread, TaskLoop
 from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions
 from wiseflow_nb.tasks._replay import retry_plan
@@ -59,6 +59,9 @@ class TaskManager:
     on_change
         Called with each new record and its transition (None for progress), in order, under the
         manager's lock: it should do no more than append.
+    on_move
+        Likewise, but given what has the ``task_id`` and gives the newest ``record`` when it is asked,
+        instead of a record: making one takes longer than most of what the manager does for a task.
     id_prefix
         Task ids are this and a number.
     loop
@@ -97,6 +100,7 @@ class TaskManager:
         max_concurrent: int | None = None,
         clock: Clock = SYSTEM_CLOCK,
         on_change: OnChange | None = None,
+        on_move: OnMove | None = None,
         id_prefix: str = "t",
         loop: str | TaskLoop = "own",
         memory_available: Callable[[], float] | None = None,
@@ -115,7 +119,7 @@ class TaskManager:
             loop=chosen,
             limit=limit,
             admission=Admission(clock, memory_available, pressure),
-            on_change=on_change,
+            on_move=on_move if on_change is None else with_records(on_change, on_move),
             id_prefix=id_prefix,
         )
         self._clock = clock
