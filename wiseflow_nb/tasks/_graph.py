@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from wiseflow_nb.tasks.task import Task
 
 NodeT = TypeVar("NodeT")
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+#: Of these kinds nothing is a task or holds one.
+PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
 def referenced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Task[Any]]:
@@ -18,7 +19,7 @@ def referenced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Task[Any]]
         kind = type(value)
         if kind is Task:
             found.append(value)
-        elif kind not in _PLAIN:
+        elif kind not in PLAIN:
             found += [item for item in _members(value) if isinstance(item, Task)]
     return found if len(found) < 2 else list(dict.fromkeys(found))
 
@@ -66,7 +67,7 @@ def _members(value: Any) -> Iterator[Any]:
 
 def swapped_value(value: Any, swap: Callable[[Task[Any]], Any]) -> Any:
     """One argument with each task in it replaced."""
-    if type(value) in _PLAIN:
+    if type(value) in PLAIN:
         return value
     if isinstance(value, Task):
         return swap(value)

@@ -53,20 +53,17 @@ class ReadyQueue:
         self.count += 1
         level = job.level
         if level == 1:
-            # Nearly always: of the usual class, and younger than whatever is queued.
-            orderly, dues = self._orderly[1], self._dues[1]
-            ready_at = job.ready_at
-            if (
-                orderly
-                and dues
-                and (last := orderly[-1]).place == 1
-                and last.number < job.number
-                and dues[-1] <= ready_at + AGEING_SECONDS
-            ):
+            # Nearly always: of the usual class, and ready no earlier than what is queued.
+            dues, due = self._dues[1], job.ready_at + AGEING_SECONDS
+            orderly = self._orderly[1]
+            if orderly and dues and dues[-1] <= due and (last := orderly[-1]).place == 1 and last is not job:
                 job.place = 1
                 self._live[1] += 1
-                orderly.append(job)
-                dues.append(ready_at + AGEING_SECONDS)
+                if last.number < job.number:
+                    orderly.append(job)
+                else:
+                    heapq.heappush(self._late[1], (job.number, job))
+                dues.append(due)
                 self._climbs[1].append(job)
                 return
         self._enter(job, int(level))
@@ -87,15 +84,18 @@ class ReadyQueue:
     def pop(self, now: float) -> Job | None:
         """Take the job whose turn it is, or None when the queue is empty."""
         if now < self._next_climb and self._live[1] == self.count:
-            # Nearly always: all of one class, in order.
+            # Nearly always: all of one class.
             orderly, late = self._orderly[1], self._late[1]
-            if not late and orderly:
-                job = orderly.popleft()
-                if job.place == 1:
-                    self._live[1] -= 1
-                    self.count -= 1
-                    job.place = -1
-                    return job
+            job = orderly[0] if orderly else None
+            if late and (job is None or late[0][0] < job.number):
+                job = heapq.heappop(late)[1]
+            elif job is not None:
+                orderly.popleft()
+            if job is not None and job.place == 1:
+                self._live[1] -= 1
+                self.count -= 1
+                job.place = -1
+                return job
         head = self.head(now)
         if head is None:
             return None

@@ -21,7 +21,7 @@ from wiseflow_nb.context import _current, enter_task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.tasks import _cleanup
-from wiseflow_nb.tasks._graph import swapped, swapped_value
+from wiseflow_nb.tasks._graph import PLAIN, swapped, swapped_value
 from wiseflow_nb.tasks._job import Attempt, Job
 from wiseflow_nb.tasks._machine import COMPLETED
 from wiseflow_nb.tasks._options import NO_RETRY
@@ -268,6 +268,8 @@ def _arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # The common case without a call: it has completed, and its value is there.
         (value._result if value._end and value._job.code == COMPLETED else _result_of(value))
         if type(value) is Task
+        else value
+        if type(value) in PLAIN
         else swapped_value(value, _result_of)
         for value in args
     ]

@@ -410,7 +410,10 @@ class Scheduler(Lives):
             wall = self._time()
             task = self._code_ended(ended, now, wall, effects)
             if owed:
-                self._settled(owed)
+                if self._unsettled > owed:
+                    self._unsettled -= owed
+                else:
+                    self._settled(owed)
             if stay and task is not None:
                 attempt = self._next_call(now, wall, effects)
             else:
@@ -425,7 +428,13 @@ class Scheduler(Lives):
         slots = self.slots
         job = slots.take_call(now)
         attempt = None if job is None else self._begin(job, now, wall)
-        if job is None or slots.held + slots.tickets < slots.limit or slots.ready_coroutines or slots.returning:
+        if (
+            job is None
+            or slots.held + slots.tickets < slots.limit
+            or slots.coroutines.count
+            or slots.big_coroutines.count
+            or slots.returning
+        ):
             self._dispatch(effects)
         return attempt
 

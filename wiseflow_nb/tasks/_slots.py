@@ -193,6 +193,13 @@ class Slots:
         if self.paused or free <= 0 or self.threads_held >= self.room:
             return None
         others = self.coroutines.count + self.big_coroutines.count
+        if not (others or self._gauged or self.big_threads.count):
+            job = self.threads.pop(now)
+            if job is not None:
+                job.holds = True
+                self.held += 1
+                self.threads_held += 1
+            return job
         if not others and self.plain:
             job = self.threads.pop(now)
         else:
