@@ -426,6 +426,8 @@ class Scheduler(Lives):
 
     def _next_call(self, now: float, wall: float, effects: Effects) -> Attempt | None:
         slots = self.slots
+        if slots.returning:
+            self._dispatch(effects)
         job = slots.take_call(now)
         attempt = None if job is None else self._begin(job, now, wall)
         if (
@@ -433,7 +435,6 @@ class Scheduler(Lives):
             or slots.held + slots.tickets < slots.limit
             or slots.coroutines.count
             or slots.big_coroutines.count
-            or slots.returning
         ):
             self._dispatch(effects)
         return attempt
