@@ -28,7 +28,7 @@ from wiseflow_nb.context import OutputTail, TaskContext, current_task
 from wiseflow_nb.errors import DependencyError, TaskCancelledError, TaskSkippedError, UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import HasRecord, Priority, Sample, TaskRecord, TaskState
-from wiseflow_nb.tasks import Task, TaskManager, _closing, memory_gauges
+from wiseflow_nb.tasks import Task, TaskManager, _closing, _runner, memory_gauges
 from wiseflow_nb.tasks._admission import hold_reason, parse_size
 from wiseflow_nb.tasks._output import TaskOutput, routed
 from wiseflow_nb.tasks._stalled import NAMES_KEPT, UsualTimes, find_stalled
@@ -799,7 +799,7 @@ def test_plain_calls_that_no_worker_takes_up_hold_up_no_coroutine(bench: Bench) 
     coroutine = bench.tasks.submit(asyncio.sleep, 0, "ran")
     bench.loop.run_until_idle()
     assert coroutine.state is S.PENDING
-    assert bench.tasks.hold_reason == "2 plain calls come first and wait for a worker of the pool"
+    assert bench.tasks.hold_reason == "3 plain calls come first and wait for a worker of the pool"
     bench.clock.advance(0.5)
     bench.loop.run_until_idle()
     assert coroutine.result(0) == "ran"
@@ -819,6 +819,36 @@ def test_a_coroutine_of_a_higher_class_goes_before_a_call_that_has_no_worker_yet
     assert call.state is S.PENDING
     bench.advance(1)
     assert (urgent.result(0), call.result(0)) == ("ran", 0)
+
+
+def test_a_runner_that_stays_leaves_the_slot_to_a_call_that_comes_first(bench: Bench) -> None:
+    bench.tasks.set_max_concurrent(1)
+    bench.tasks.pause()
+    first, call, last = (bench.tasks.submit(fn, 0) for fn in (asyncio.sleep, abs, asyncio.sleep))
+    bench.tasks.resume()
+    bench.loop.run_until_idle()
+    assert [task.state for task in (first, call, last)] == [S.COMPLETED, S.PENDING, S.PENDING]
+    bench.executor.run_next()
+    assert call.done()
+    bench.run()
+    assert last.done()
+
+
+def test_a_worker_that_stays_leaves_the_slot_to_a_coroutine_that_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_runner, "SLICE_SECONDS", 1000.0)
+    order: list[str] = []
+
+    async def coroutine() -> None:
+        order.append("coroutine")
+
+    with TaskManager(max_concurrent=1) as tasks:
+        tasks.pause()
+        tasks.submit(order.append, "first")
+        tasks.submit(coroutine)
+        tasks.submit(order.append, "last")
+        tasks.resume()
+        assert tasks.drain(30)
+    assert order == ["first", "coroutine", "last"]
 
 
 def test_calls_that_wait_for_a_busy_pool_have_a_reason() -> None:

@@ -378,7 +378,7 @@ class Scheduler(Lives):
         with self.lock:
             now = self._monotonic()
             self.slots.ticket_taken()
-            job = self.slots.take_call(now)
+            job = self.slots.take_call(now, called=True)
             if job is not None:
                 attempt = self._begin(job, now, self._time())
                 attempt.error, attempt.ended = error, True
@@ -392,7 +392,7 @@ class Scheduler(Lives):
             give_way(self.lock)
         with self.lock:
             self.slots.ticket_taken()
-            attempt = self._next_call(self._monotonic(), self._time(), effects)
+            attempt = self._next_call(self._monotonic(), self._time(), effects, called=True)
         perform(effects)
         if attempt is not None:
             self.runner.run_calls(attempt)
@@ -415,7 +415,7 @@ class Scheduler(Lives):
                 else:
                     self._settled(owed)
             if stay and task is not None:
-                attempt = self._next_call(now, wall, effects)
+                attempt = self._next_call(now, wall, effects, called=False)
             else:
                 self._dispatch(effects)
         if task is not None and (task._made is not None or not ended.job.options.keep_result):
@@ -424,11 +424,11 @@ class Scheduler(Lives):
             perform(effects)
         return attempt, task is None
 
-    def _next_call(self, now: float, wall: float, effects: Effects) -> Attempt | None:
+    def _next_call(self, now: float, wall: float, effects: Effects, *, called: bool) -> Attempt | None:
         slots = self.slots
         if slots.returning:
             self._dispatch(effects)
-        job = slots.take_call(now)
+        job = slots.take_call(now, called=called)
         attempt = None if job is None else self._begin(job, now, wall)
         if (
             job is None

@@ -3,8 +3,7 @@
 A coroutine needs a slot and a runner on the loop, a plain call a slot and a worker of the pool. Both
 are *called for* and take the task whose turn it is when they come: nothing is promised to anybody
 before. So a pool that is busy with other work holds up plain calls only, and a task is RUNNING when
-its code is. Whoever finds a task of the other kind first in line leaves it the last slot, as long as
-somebody who was called for that kind is on the way.
+its code is. Whoever finds a task of the other kind first in line leaves it the last slot.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Slots:
 
     @property
     def used(self) -> int:
-        """Slots that are held, or left to plain calls whose workers are on the way."""
+        """Slots that are held, or left to plain calls if they come first."""
         return self.held + self._left_to_threads()
 
     @property
@@ -158,7 +157,7 @@ class Slots:
         free = self.limit - self.held
         if self.paused or free <= 0:
             return None
-        if not (self.tickets or self._gauged or self.big_coroutines.count or self.big_threads.count):
+        if not (self.threads.count or self._gauged or self.big_coroutines.count or self.big_threads.count):
             job = self.coroutines.pop(now)
             if job is not None:
                 job.holds = True
@@ -187,26 +186,30 @@ class Slots:
         self.taken_up += 1
         self.overdue = False
 
-    def take_call(self, now: float) -> Job | None:
-        """A worker has come: return the plain call whose turn it is, holding a slot."""
+    def take_call(self, now: float, *, called: bool) -> Job | None:
+        """Return the plain call whose turn it is, holding a slot.
+
+        A worker that was ``called`` for has come for a call; one that stays leaves the slot to a
+        coroutine that comes first.
+        """
         free = self.limit - self.held
         if self.paused or free <= 0 or self.threads_held >= self.room:
             return None
         others = self.coroutines.count + self.big_coroutines.count
-        if not (others or self._gauged or self.big_threads.count):
+        if not ((others and not called) or self._gauged or self.big_threads.count):
             job = self.threads.pop(now)
             if job is not None:
                 job.holds = True
                 self.held += 1
                 self.threads_held += 1
             return job
-        if not others and self.plain:
+        if (called or not others) and self.plain:
             job = self.threads.pop(now)
         else:
             head = self._first_thread(now)
             if head is None:
                 return None
-            if others and free <= min(self.coming, others):
+            if not called and others >= free:
                 rival = self._first_coroutine(now)
                 if rival is not None and rival[:2] < head[:2]:
                     return None
@@ -249,10 +252,9 @@ class Slots:
         return given
 
     def _left_to_threads(self) -> int:
-        # How many slots a coroutine leaves to plain calls that come before it.
-        if not self.tickets or self.overdue:
-            return 0
-        return min(self.tickets, self.threads.count + self.big_threads.count)
+        # How many slots a coroutine leaves to plain calls, if they come before it.
+        ready = self.threads.count + self.big_threads.count
+        return 0 if not ready or self.overdue else min(ready, self.room - self.threads_held)
 
     def _queue(self, job: Job) -> ReadyQueue:
         if job.kind == "async":
