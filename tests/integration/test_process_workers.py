@@ -104,6 +104,11 @@ def die(how: str) -> None:
     time.sleep(WAIT)
 
 
+def close_its_pipes() -> None:
+    os.closerange(3, 256)
+    time.sleep(WAIT)
+
+
 def die_first(path: Path) -> int:
     tell(path, current_task().attempt)
     if current_task().attempt == 1:
@@ -225,6 +230,12 @@ def test_how_a_worker_died_is_told(pool: ThreadPoolManager, how: str, told: str)
         assert "in die" in "".join(caught.value.__notes__)
     row = pool.records().iloc[-1]
     assert (row.state, row.cpu_source, row.memory_source) == ("failed", "unknown", "unknown")
+
+
+def test_a_worker_that_closed_its_own_pipes_is_not_said_to_have_been_killed_by_others(pool: ThreadPoolManager) -> None:
+    with pytest.raises(WorkerLostError, match="it closed its pipes while it still ran") as caught:
+        pool.options(kind="process").submit(close_its_pipes).result(WAIT)
+    assert "SIGKILL" not in str(caught.value)
 
 
 def test_a_lost_worker_is_seen_though_its_child_lives_on(pool: ThreadPoolManager, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import os
+import queue
 import signal
 import sqlite3
 import subprocess
@@ -250,6 +253,26 @@ def test_a_session_is_not_closed_inside_its_own_task() -> None:
     with Session(title="inside") as session, pytest.raises(UsageError, match="inside a task"):
         session.tasks.submit(session.close).result(timeout=10)
     assert StoreView(session.directory).info.state is SessionState.ENDED
+
+
+def test_closing_inside_a_done_callback_is_refused_and_the_session_stays_open() -> None:
+    told: queue.Queue[object] = queue.Queue()
+
+    def close(_: object) -> None:
+        try:
+            told.put(session.close())
+        except UsageError as error:
+            told.put(error)
+
+    with Session(title="callback") as session:
+        gate = threading.Event()
+        parent = session.tasks.submit(gate.wait, 60)
+        for work in (int, functools.partial(asyncio.sleep, 0)):
+            session.tasks.options(dependencies=[parent]).submit(work).add_done_callback(close)
+        gate.set()
+        assert [type(told.get(timeout=60)) for _ in range(2)] == [UsageError] * 2
+        assert session.info.state is SessionState.LIVE
+        assert session.tasks.submit(abs, -1).result(60) == 1
 
 
 def test_a_session_ends_though_its_recorder_does_not_answer() -> None:

@@ -112,6 +112,22 @@ def test_map_with_a_timeout_gives_what_there_is_and_cancels_the_rest(one: Any) -
     blocker.go.set()
 
 
+def test_a_map_over_its_time_says_so_in_its_own_words() -> None:
+    def own() -> None:
+        raise TimeoutError("its own")
+
+    with ThreadPoolManager(1, 1) as pool:
+        for executor in (pool, pool.options(name="view")):
+            blocker = Blocker()
+            results = executor.map(lambda call: call(), [str, blocker, str], timeout=0.05)
+            assert next(results) == ""
+            with pytest.raises(TimeoutError, match=r"map of .*lambda.* timeout of 0.05 s with 1 of 3 results"):
+                next(results)
+            blocker.go.set()
+            with pytest.raises(TimeoutError, match=r"^its own$"):
+                list(executor.map(lambda call: call(), [own], timeout=SOON))
+
+
 def test_an_unread_map_leaves_nothing_queued(one: Any) -> None:
     blocker = hold(one)
     results = one.map(abs, range(10))

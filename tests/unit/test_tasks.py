@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import itertools
+import queue
 import threading
 import time
 import weakref
@@ -27,7 +29,7 @@ from wiseflow_nb.errors import (
 )
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import Priority, TaskState
-from wiseflow_nb.tasks import Retry, Task, TaskManager
+from wiseflow_nb.tasks import Retry, Task, TaskManager, _runner
 from wiseflow_nb.testing import FakeClock, ManualExecutor, Stage
 
 SOON = 20.0
@@ -601,6 +603,31 @@ def test_who_waited_goes_on_only_with_a_slot() -> None:
     check_closed_manager(tasks)
 
 
+def test_who_wants_its_slot_back_goes_before_what_a_worker_would_take_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_runner, "SLICE_SECONDS", 1000.0)
+    gate, begun, order = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        begun.set()
+        assert gate.wait(SOON)
+
+    def parent() -> None:
+        tasks.options(priority="high").submit(int).result()
+        order.append("parent")
+
+    with ThreadPoolManager(4, 4) as pool, TaskManager(pool, max_concurrent=1) as tasks:
+        tasks.pause()
+        first, held, last = tasks.submit(parent), tasks.submit(hold), tasks.submit(order.append, "last")
+        tasks.resume()
+        assert begun.wait(SOON)
+        while not (tasks._scheduler.slots.returning or order):
+            time.sleep(0.001)
+        gate.set()
+        for task in (first, held, last):
+            task.result(SOON)
+    assert order == ["parent", "last"]
+
+
 def test_waiting_in_a_circle_is_refused(live: TaskManager) -> None:
     ready, made = threading.Event(), []
 
@@ -949,6 +976,31 @@ def test_shutdown_is_refused_where_it_would_wait_for_itself(live: TaskManager) -
             live.submit(work).result(SOON)
     with pytest.raises(UsageError, match="drain, cancel_pending, now"):
         live.shutdown("soon")
+
+
+@pytest.mark.parametrize("work", [int, functools.partial(asyncio.sleep, 0.01)])
+@pytest.mark.parametrize("how", ["shutdown", "drain"])
+def test_a_done_callback_that_would_wait_for_itself_is_refused(live: TaskManager, work: Any, how: str) -> None:
+    told: queue.Queue[BaseException | None] = queue.Queue()
+
+    def close(_: object) -> None:
+        try:
+            getattr(live, how)()
+        except UsageError as error:
+            told.put(error)
+        else:
+            told.put(None)
+
+    gate = threading.Event()
+    parent = live.submit(gate.wait, SOON)
+    task = live.options(dependencies=[parent]).submit(work)
+    task.add_done_callback(close)
+    gate.set()
+    with pytest.raises(UsageError, match=r"done-callback .* on a thread of its own"):
+        raise told.get(timeout=SOON) or AssertionError("not refused")
+    live.drain(SOON)
+    task.add_done_callback(close)  # called here and now, where waiting is no harm
+    assert told.get(timeout=SOON) is None
 
 
 def test_many_tasks_from_many_threads(live: TaskManager) -> None:

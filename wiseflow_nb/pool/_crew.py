@@ -436,6 +436,11 @@ class Crew:
         return len(self._workers)
 
     @property
+    def room(self) -> int:
+        """How many further threads may run work now."""
+        return max(0, self._limit - self.busy)
+
+    @property
     def busy(self) -> int:
         """How many threads run work."""
         return sum(worker.work is not None for worker in self._workers.values())
@@ -482,19 +487,19 @@ class Crew:
         for work in queued:
             work.cancel()
 
-    def join(self, deadline: float | None) -> None:
-        """Wait for the workers, until ``deadline`` (``time.monotonic()`` seconds) if one is given."""
+    def join(self, deadline: float | None) -> bool:
+        """Wait for the workers, until ``deadline`` (``time.monotonic()`` seconds) if any; return whether they ended."""
         me = threading.current_thread()
         while True:
             with self.lock:
                 threads = [thread for thread in (*self._workers, *self._leaving) if thread is not me]
                 self._leaving = [thread for thread in self._leaving if thread.is_alive()]
             if not any(thread.is_alive() for thread in threads):
-                return
+                return True
             for thread in threads:
                 thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
             if deadline is not None and time.monotonic() >= deadline:
-                return
+                return not any(thread.is_alive() for thread in threads)
 
     def _abandon(self, _: object) -> None:
         # The collector calls this, in any thread and at any step: so without the lock.

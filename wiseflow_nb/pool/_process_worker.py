@@ -29,6 +29,8 @@ from wiseflow_nb.pool._process_wire import FrameReader, frame
 OUTPUT_KEPT = 8192
 #: How long a worker that was told to end may take, in seconds.
 END_SECONDS = 1.0
+#: How long after its pipes a worker's process may end: on its way out it closes them first.
+LAST_STEPS_SECONDS = 0.5
 #: A pipe's capacity; a larger buffer would be mapped and unmapped at each read.
 _READ_BYTES = 1 << 16
 _BOOT = (
@@ -239,9 +241,12 @@ class WorkerProcess:
         # One that had served before and has read nothing of this call died while it was idle. A new
         # one that reads nothing cannot start at all: trying again would never end.
         begun = self._serial == 1 or _unread(self._tasks) < self._length - len(self._unsent)
+        ended = self._ended_within(LAST_STEPS_SECONDS)
         self.kill()
         code = self._process.returncode
-        if code is not None and code < 0:
+        if not ended:
+            told = "it closed its pipes while it still ran, and was killed for it; leave descriptors alone that are not yours"
+        elif code is not None and code < 0:
             try:
                 told = f"killed by {signal.Signals(-code).name}"
             except ValueError:
@@ -260,6 +265,14 @@ class WorkerProcess:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except (AttributeError, ChildProcessError):
             return self._process.poll() is not None
+
+    def _ended_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not self._dead():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.002)
+        return True
 
     def strike(self) -> None:
         """Kill the process and everything that it started; from any thread. Whoever drives it buries it."""
@@ -291,8 +304,7 @@ class WorkerProcess:
     def end(self, deadline: float) -> None:
         """Wait until an idle worker has ended, up to ``deadline`` (monotonic seconds), then kill it."""
         self.ask_to_end()
-        while not self._dead() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        self._ended_within(deadline - time.monotonic())
         self.kill()
 
     def _bury(self) -> None:

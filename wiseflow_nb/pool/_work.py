@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wiseflow_nb.context import TaskContext
 from wiseflow_nb.records import NAN, Priority
@@ -16,6 +18,7 @@ from wiseflow_nb.records import NAN, Priority
 if TYPE_CHECKING:
     import pandas as pd
 
+T = TypeVar("T")
 logger = logging.getLogger("wiseflow_nb.pool")
 
 
@@ -77,6 +80,32 @@ def records_frame(rows: Sequence[PoolRecord]) -> pd.DataFrame:
         values = frame.pop(f"{column}_seconds").astype("float64")
         frame.insert(4, column, pd.to_datetime(values, unit="s", utc=True))
     return frame
+
+
+def map_within(
+    executor: Executor, fn: Callable[..., T], calls: Iterable[tuple[Any, ...]], timeout: float
+) -> Iterator[T]:
+    """What ``Executor.map`` does with a time-out, which says whose time is over; the calls are made at once."""
+    due = time.monotonic() + timeout
+    futures = [executor.submit(fn, *args) for args in calls]
+    futures.reverse()
+    count = len(futures)
+
+    def results() -> Iterator[T]:
+        try:
+            while futures:
+                if not futures[-1].done() and not wait((futures[-1],), max(0.0, due - time.monotonic())).done:
+                    name = getattr(fn, "__qualname__", type(fn).__name__)
+                    raise TimeoutError(
+                        f"map of {name!r} was over its timeout of {timeout:g} s with {count - len(futures)} of {count} "
+                        "results given; calls that had not begun were cancelled, give it more time or none"
+                    )
+                yield futures.pop().result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    return results()
 
 
 def told(error: BaseException | None) -> str:

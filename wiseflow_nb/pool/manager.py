@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -14,7 +15,7 @@ from wiseflow_nb.pool._crew import Crew
 from wiseflow_nb.pool._future import PoolFuture
 from wiseflow_nb.pool._process import ProcessWorkers, check_kind
 from wiseflow_nb.pool._view import PoolView
-from wiseflow_nb.pool._work import PoolStats, records_frame
+from wiseflow_nb.pool._work import PoolStats, map_within, records_frame
 from wiseflow_nb.records import PoolStatus, Priority
 
 if TYPE_CHECKING:
@@ -98,6 +99,33 @@ class ThreadPoolManager(Executor):
         future = PoolFuture(crew, fn, args, kwargs, _NORMAL, _label(fn), None)
         crew.put(future)
         return future
+
+    def map(
+        self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[T]:
+        """Submit ``fn`` for each tuple of items at once; return an iterator over the results, in order.
+
+        Parameters
+        ----------
+        timeout
+            Seconds from now until the last result must have come; default none.
+        chunksize
+            Without effect, as in every pool of threads.
+
+        Raises
+        ------
+        TimeoutError
+            By the iterator, when the time is over; calls that had not begun are cancelled.
+
+        Examples
+        --------
+        >>> with ThreadPoolManager() as pool:
+        ...     list(pool.map(pow, [2, 3], [3, 2], timeout=10))
+        [8, 9]
+        """
+        if timeout is None:
+            return super().map(fn, *iterables)
+        return map_within(self, fn, zip(*iterables, strict=False), timeout)
 
     def options(
         self,
@@ -237,6 +265,13 @@ class ThreadPoolManager(Executor):
         return self._crew.target
 
     @property
+    def free_workers(self) -> int:
+        """How many further calls could begin now; a worker that is not there yet counts."""
+        crew = self._crew
+        with crew.lock:
+            return crew.room
+
+    @property
     def _max_workers(self) -> int:
         # The name that dask looks for when it is handed an executor.
         return self._crew.max_workers
@@ -277,6 +312,10 @@ class ThreadPoolManager(Executor):
         if wait:
             self._crew.join(None)
         self.processes.close()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """After ``shutdown``, wait for the workers to end, at most ``timeout`` seconds; return whether they have."""
+        return self._crew.join(None if timeout is None else time.monotonic() + timeout)
 
     def _add_listener(self, listener: Callable[[], None]) -> Callable[[], None]:
         self._listeners.append(listener)

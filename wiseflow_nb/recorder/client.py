@@ -141,7 +141,7 @@ class RecorderClient:
     # The hot path and what it feeds.
 
     def put(self, table: str, record: Any) -> None:
-        """Hand in a record (or a dict) for a table; one append, never blocks."""
+        """Hand in a record (or a dict, or what gives a ``record`` when it is written) for a table; one append, never blocks."""
         self._pending.append((table, record))
         if not self._wake.is_set():
             self._wake.set()
@@ -171,7 +171,7 @@ class RecorderClient:
     def _encode_pending(self) -> None:
         take = self._pending.popleft
         # Of a row only the newest state is worth writing; each transition is.
-        tasks: dict[str, TaskRecord] = {}
+        tasks: dict[str, Any] = {}
         transitions: list[TaskTransition] = []
         rows: dict[Any, tuple[str, Any]] = {}
         for number in range(len(self._pending)):
@@ -192,7 +192,9 @@ class RecorderClient:
             self._dropped(count)
             return
         self._seq += 1
-        line, unwritable = batch_line(self._seq, rows.values(), list(tasks.values()), transitions)
+        # Of what changes often the record is made here, once a batch.
+        records: list[TaskRecord] = [getattr(item, "record", item) for item in tasks.values()]
+        line, unwritable = batch_line(self._seq, rows.values(), records, transitions)
         self.unwritable_rows += unwritable
         with self._write_lock:
             self._unacked.append((self._seq, line))

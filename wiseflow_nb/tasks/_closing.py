@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from wiseflow_nb.pool import ThreadPoolManager
+from wiseflow_nb.records import TaskState
 from wiseflow_nb.tasks._job import Effects
 from wiseflow_nb.tasks._lives import perform
+from wiseflow_nb.tasks._loop import logger
 from wiseflow_nb.tasks._scheduler import Scheduler
 
 MODES = ("drain", "cancel_pending", "now")
+#: What cleanup that is over its budget is given to return when everything else has ended.
+OVERDUE_SECONDS = 2.0
 
 
 def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> None:
@@ -35,6 +39,19 @@ def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> 
         scheduler.processes.close()
     scheduler.timers.close()
     scheduler.loop.stop()
+
+
+def close_pool(scheduler: Scheduler, pool: ThreadPoolManager) -> None:
+    """Close the manager's own pool; code that does not return is not waited for without end."""
+    with scheduler.lock:
+        overdue = [handler.name for handler in scheduler.overdue]
+        abandoned = scheduler.ledger.counts[TaskState.ABANDONED]
+    pool.shutdown(wait=not overdue and not abandoned)
+    if overdue and not abandoned and not pool.join(OVERDUE_SECONDS):
+        logger.warning(
+            "left behind on threads that end with the process: cleanup that is over its budget and still runs (%s)",
+            ", ".join(overdue),
+        )
 
 
 def _cancel_all(scheduler: Scheduler, effects: Effects, *, running: bool) -> None:

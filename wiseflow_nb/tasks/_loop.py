@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, and a way to measure the CPU time of one coroutine on it."""
+"""The event loops that coroutines may run on: a thread of our own, or one that runs already."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import contextlib
 import contextvars
 import logging
 import threading
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 logger = logging.getLogger("wiseflow_nb.tasks")
@@ -140,39 +139,3 @@ class LoopThread:
                 loop.run_until_complete(asyncio.wait(left, timeout=0.5))
             loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
-
-
-class StepTimer:
-    """Await something and add up the CPU time of its steps: the thread's own, between suspensions."""
-
-    __slots__ = ("_awaitable", "cpu_ns")
-
-    def __init__(self, awaitable: Awaitable[Any]) -> None:
-        self._awaitable = awaitable
-        self.cpu_ns = 0
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        inner: Any = self._awaitable.__await__()
-        value: Any = None
-        error: BaseException | None = None
-        while True:
-            started = time.thread_time_ns()
-            try:
-                if error is not None:
-                    thrown, error = error, None
-                    waited = inner.throw(thrown)
-                elif value is None:
-                    waited = next(inner)
-                else:
-                    waited = inner.send(value)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                self.cpu_ns += time.thread_time_ns() - started
-            try:
-                value = yield waited
-            except GeneratorExit:
-                inner.close()
-                raise
-            except BaseException as caught:  # noqa: BLE001  belongs to the awaited code: thrown into it
-                error = caught

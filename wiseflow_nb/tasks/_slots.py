@@ -1,77 +1,89 @@
 """Who may run now: the ready queues and the slots. No lock of its own; the manager's is held.
 
-A coroutine needs a slot and a runner on the loop, which takes the task whose turn it is when it comes.
-A plain call also needs a worker of the pool, so the pool is handed an anonymous *ticket* that reserves
-a slot, and only when a worker takes the ticket up is it decided which task runs: the one whose turn it
-is then. A task is RUNNING when its code is.
+A coroutine needs a slot and a runner on the loop, a plain call a slot and a worker of the pool. Both
+are *called for* and take the task whose turn it is when they come: nothing is promised to anybody
+before. So a pool that is busy with other work holds up plain calls only, and a task is RUNNING when
+its code is. Whoever finds a task of the other kind first in line leaves it the last slot.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 
-from wiseflow_nb.pool._queue import aged
+from wiseflow_nb.records import Priority
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._job import Job
 from wiseflow_nb.tasks._ready import ReadyQueue
 
 #: ``(-class, number)`` and the job: the smaller, the sooner.
 Head = tuple[int, int, Job]
+LEVELS = tuple(Priority)
 
 
 class Slots:
-    """At most ``limit`` tasks hold a slot; of them at most ``thread_room()`` are plain calls."""
+    """At most ``limit`` tasks hold a slot; of them at most ``room`` are plain calls."""
 
-    def __init__(self, limit: int, thread_room: Callable[[], int], admission: Admission) -> None:
+    def __init__(self, limit: int, room: int, admission: Admission) -> None:
         self.limit = limit
+        #: How many plain calls the pool can run at once.
+        self.room = room
         self.paused = False
         self.admission = admission
         self._gauged = not admission.idle
         #: Why a ready task was not started though there was a slot; empty if none is held back.
         self.hold_reason = ""
-        self.tickets = 0
         self.held = 0
         self.threads_held = 0
         #: Runners that were called for and have not come yet.
         self.coming = 0
-        #: Calls that the pool was handed for the tickets and that it has not made yet.
-        self.sent = 0
-        self._thread_room = thread_room
+        #: Workers that were called for and have not come yet: calls that the pool has not made.
+        self.tickets = 0
+        #: How many tickets were ever taken up.
+        self.taken_up = 0
+        #: Whether the pool has taken up no ticket for so long that nobody leaves a slot for its workers.
+        self.overdue = False
         # Tasks that ask for memory have lanes of their own: one that is held back holds back those
         # behind it that ask as well (else a large one would never get in), and nobody else.
-        self._coroutines, self._big_coroutines = ReadyQueue(), ReadyQueue()
-        self._threads, self._big_threads = ReadyQueue(), ReadyQueue()
-        self._assigned: dict[int, Job] = {}
+        self.coroutines, self.big_coroutines = ReadyQueue(), ReadyQueue()
+        self.threads, self.big_threads = ReadyQueue(), ReadyQueue()
         #: Tasks that gave up their slot and want it again.
         self.returning: deque[Job] = deque()
         self._reserve: Job | None = None
 
     @property
     def used(self) -> int:
-        """Slots that are held or reserved."""
-        return self.held + self.tickets
+        """Slots that are held, or left to plain calls if they come first."""
+        return self.held + self._left_to_threads()
 
     @property
     def ready_threads(self) -> int:
-        """Plain calls that are ready and not yet handed to the pool."""
-        return self._threads.count + self._big_threads.count
+        """Plain calls that are ready and have not begun."""
+        return self.threads.count + self.big_threads.count
+
+    @property
+    def ready_coroutines(self) -> int:
+        """Coroutines that are ready and have not begun."""
+        return self.coroutines.count + self.big_coroutines.count
 
     @property
     def ready_count(self) -> int:
-        """Tasks that are ready and have not been handed on."""
-        return self._coroutines.count + self._big_coroutines.count + self._threads.count + self._big_threads.count
+        """Tasks that are ready and have not begun."""
+        return self.coroutines.count + self.big_coroutines.count + self.threads.count + self.big_threads.count
 
     @property
-    def mixed(self) -> bool:
-        """Whether there is more to weigh than the order of coroutines that ask for nothing."""
-        return bool(self._threads.count or self._big_threads.count or self._big_coroutines.count or self._gauged)
+    def plain(self) -> bool:
+        """Whether nothing but the order within one kind decides: none asks for memory, and there is enough."""
+        return not (
+            self.big_coroutines.count
+            or self.big_threads.count
+            or (self._gauged and self.admission.pressure() == "critical")
+        )
 
     def ready(self) -> list[Job]:
         """Every task that is ready to run, in no particular order."""
-        lanes = (self._coroutines, self._big_coroutines, self._threads, self._big_threads)
-        return [*(job for lane in lanes for job in lane.items()), *self._assigned.values()]
+        lanes = (self.coroutines, self.big_coroutines, self.threads, self.big_threads)
+        return [job for lane in lanes for job in lane.items()]
 
     def push(self, job: Job) -> None:
         """Queue a task that has become ready."""
@@ -79,95 +91,132 @@ class Slots:
 
     def discard(self, job: Job) -> None:
         """Forget a ready task."""
-        if self._assigned.pop(job.number, None) is None:
-            self._queue(job).discard(job)
-        else:
-            self.admission.withdraw(job.number)
+        self._queue(job).discard(job)
 
     def reprioritise(self, job: Job, now: float) -> None:
         """Put a ready task in the place that its class gives it now."""
         self._queue(job).reprioritise(job, now)
 
-    def next_ticket(self, now: float) -> Job | None:
-        """Take the next plain call if the slot is its to have; the caller sends a ticket for it."""
-        self.hold_reason = ""
-        if self.paused:
-            return None
-        if self._threads.count or self._big_threads.count:
-            while self.tickets > len(self._assigned) and (spare := self._first_thread(now)) is not None:
-                self._assign(spare[2])  # a ticket whose task was cancelled serves another
-            free = self.limit - self.held - self.tickets
-            if free > 0 and self._room():
-                best = self._first_thread(now)
-                if best is not None:
-                    rival = self._first_coroutine(now)
-                    if (
-                        rival is None
-                        or best[:2] < rival[:2]
-                        or free > self._coroutines.count + self._big_coroutines.count
-                    ):
-                        self._assign(best[2])
-                        self.tickets += 1
-                        return best[2]
-        return None
+    # -- whom to call for ----------------------------------------------------------------------
+
+    def workers_wanted(self, now: float) -> int:
+        """How many further workers of the pool the ready plain calls can use."""
+        ready = self.threads.count + self.big_threads.count
+        if not ready or self.paused:
+            return 0
+        free = self.limit - self.held
+        wanted = min(free, ready, self.room - self.threads_held) - self.tickets
+        if wanted <= 0:
+            return 0
+        others = self.coroutines.count + self.big_coroutines.count
+        if others or not self.plain:
+            head = self._first_thread(now)
+            if head is None:
+                return 0
+            if wanted > free - others - self.tickets:
+                rival = self._first_coroutine(now) if others else None
+                if rival is not None and rival[:2] < head[:2]:
+                    return max(0, free - others - self.tickets)
+        return wanted
 
     def runners_wanted(self, now: float) -> int:
         """How many further runners the ready coroutines can use."""
-        free = self.limit - self.held - self.tickets
-        if self.paused or free <= self.coming:
+        ready = self.coroutines.count + self.big_coroutines.count
+        if not ready or self.paused:
             return 0
-        able = self._coroutines.count + self._big_coroutines.count
-        if able and not self.admission.idle and self._first_coroutine(now) is None:
+        free = self.limit - self.held
+        wanted = min(free, ready) - self.coming
+        if wanted <= 0:
             return 0
-        return max(0, min(free, able) - self.coming)
+        left = self._left_to_threads()
+        if left or not self.plain:
+            head = self._first_coroutine(now)
+            if head is None:
+                return 0
+            if left and wanted > free - left - self.coming:
+                rival = self._first_thread(now)
+                if rival is not None and rival[:2] < head[:2]:
+                    if free <= left:
+                        self.hold_reason = f"{left} plain calls come first and wait for a worker of the pool"
+                    return max(0, free - left - self.coming)
+        return wanted
+
+    def ticket_level(self) -> Priority:
+        """The class of the next ticket: that of the ready plain call which the tickets before it leave."""
+        left = self.tickets
+        for level in reversed(LEVELS):
+            left -= self.threads.in_class(level) + self.big_threads.in_class(level)
+            if left < 0:
+                return level
+        return LEVELS[0]
+
+    # -- who takes what ------------------------------------------------------------------------
 
     def take_coroutine(self, now: float) -> Job | None:
         """A runner has come: return the coroutine whose turn it is, holding a slot."""
-        if self.paused or self.held + self.tickets >= self.limit:
+        free = self.limit - self.held
+        if self.paused or free <= 0:
             return None
-        if not self.mixed:
-            job = self._coroutines.pop(now)
+        if not (self.threads.count or self._gauged or self.big_coroutines.count or self.big_threads.count):
+            job = self.coroutines.pop(now)
             if job is not None:
                 job.holds = True
                 self.held += 1
             return job
-        best = self._first_coroutine(now)
-        if best is None:
-            return None
-        job = best[2]
-        if self._threads.count or self._big_threads.count:
-            rival = self._first_thread(now)
-            if rival is not None and self._room() and rival[:2] < best[:2]:
-                return None  # the slot is a plain call's: the dispatch that follows sends its ticket
-        self._queue(job).discard(job)
-        self._start(job)
-        return job
-
-    def redeem(self, now: float) -> Job | None:
-        """A worker has taken up a ticket: return the plain call whose turn it is, holding a slot."""
-        if not self.tickets:
-            return None  # a worker that had just run a task took this one up too
-        self.tickets -= 1
-        # Not counting the tickets still out: when the limit was lowered below their number, the first
-        # that is taken up runs, and the others find the slots held.
-        if self.paused or self.held >= self.limit:
-            self._give_back(now)
-            return None
-        if not self.admission.idle:
-            for held_back in [job for job in self._assigned.values() if not self._admitted(job)]:
-                self._unassign(held_back)
-        head = self._first_thread(now)
-        mine = min(self._assigned.values(), key=lambda job: self._rank(job, now), default=None)
-        if head is not None and (mine is None or head[:2] < self._rank(mine, now)):
+        left = self._left_to_threads()
+        if not left and self.plain:
+            job = self.coroutines.pop(now)
+        else:
+            head = self._first_coroutine(now)
+            if head is None:
+                return None
+            if free <= left:
+                rival = self._first_thread(now)
+                if rival is not None and rival[:2] < head[:2]:
+                    return None
             job = head[2]
             self._queue(job).discard(job)
-            self._give_back(now)
-        elif mine is not None:
-            job = mine
-            del self._assigned[job.number]
-        else:
+        if job is not None:
+            self._start(job)
+        return job
+
+    def ticket_taken(self) -> None:
+        """A worker has come, or never will."""
+        self.tickets -= 1
+        self.taken_up += 1
+        self.overdue = False
+
+    def take_call(self, now: float, *, called: bool) -> Job | None:
+        """Return the plain call whose turn it is, holding a slot.
+
+        A worker that was ``called`` for has come for a call; one that stays leaves the slot to a
+        coroutine that comes first.
+        """
+        free = self.limit - self.held
+        if self.paused or free <= 0 or self.threads_held >= self.room:
             return None
-        self._start(job)
+        others = self.coroutines.count + self.big_coroutines.count
+        if not ((others and not called) or self._gauged or self.big_threads.count):
+            job = self.threads.pop(now)
+            if job is not None:
+                job.holds = True
+                self.held += 1
+                self.threads_held += 1
+            return job
+        if (called or not others) and self.plain:
+            job = self.threads.pop(now)
+        else:
+            head = self._first_thread(now)
+            if head is None:
+                return None
+            if not called and others >= free:
+                rival = self._first_coroutine(now)
+                if rival is not None and rival[:2] < head[:2]:
+                    return None
+            job = head[2]
+            self._queue(job).discard(job)
+        if job is not None:
+            self._start(job)
         return job
 
     def release(self, job: Job) -> None:
@@ -194,7 +243,7 @@ class Slots:
     def grants(self) -> list[Future[None]]:
         """Give free slots to those who gave theirs up, before anything new starts; return what to settle."""
         given = []
-        while self.returning and self.used < self.limit:
+        while self.returning and self.held < self.limit:
             job = self.returning.popleft()
             self._hold(job)
             if job.grant is not None:
@@ -202,24 +251,26 @@ class Slots:
                 job.grant = None
         return given
 
-    def _room(self) -> bool:
-        return self.threads_held + self.tickets < self._thread_room()
+    def _left_to_threads(self) -> int:
+        # How many slots a coroutine leaves to plain calls, if they come before it.
+        ready = self.threads.count + self.big_threads.count
+        return 0 if not ready or self.overdue else min(ready, self.room - self.threads_held)
 
     def _queue(self, job: Job) -> ReadyQueue:
         if job.kind == "async":
-            return self._coroutines if job.options.memory is None else self._big_coroutines
-        return self._threads if job.options.memory is None else self._big_threads
+            return self.coroutines if job.options.memory is None else self.big_coroutines
+        return self.threads if job.options.memory is None else self.big_threads
 
     def _first_coroutine(self, now: float) -> Head | None:
-        other = self._big_threads if self._room() else None
-        return self._first(self._coroutines, self._big_coroutines, other, now)
+        other = self.big_threads if self.threads_held < self.room else None
+        return self._first(self.coroutines, self.big_coroutines, other, now)
 
     def _first_thread(self, now: float) -> Head | None:
-        return self._first(self._threads, self._big_threads, self._big_coroutines, now)
+        return self._first(self.threads, self.big_threads, self.big_coroutines, now)
 
     def _first(self, lane: ReadyQueue, big: ReadyQueue, other_big: ReadyQueue | None, now: float) -> Head | None:
         best = lane.head(now)
-        if self.admission.idle and not big.count:
+        if not big.count and self.plain:
             return best
         if best is not None and not self._admitted(best[2]):
             best = None
@@ -255,20 +306,3 @@ class Slots:
         job.holds = True
         self.held += 1
         self.threads_held += job.kind != "async"
-
-    def _rank(self, job: Job, now: float) -> tuple[int, int]:
-        return -aged(job.level, job.ready_at, now), job.number
-
-    def _give_back(self, now: float) -> None:
-        while len(self._assigned) > self.tickets:
-            self._unassign(max(self._assigned.values(), key=lambda job: self._rank(job, now)))
-
-    def _assign(self, job: Job) -> None:
-        self._queue(job).discard(job)
-        self._assigned[job.number] = job
-        self.admission.promise(job.number, job.options.memory)
-
-    def _unassign(self, job: Job) -> None:
-        del self._assigned[job.number]
-        self.admission.withdraw(job.number)
-        self.push(job)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-import types
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
-from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
@@ -20,18 +18,18 @@ from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import Priority, TaskRecord
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._cleanup import Registered
-from wiseflow_nb.tasks._closing import MODES, close_scheduler
+from wiseflow_nb.tasks._closing import MODES, close_pool, close_scheduler
 from wiseflow_nb.tasks._frame import TaskFrame
-from wiseflow_nb.tasks._graph import referenced, swapped
+from wiseflow_nb.tasks._graph import swapped
 from wiseflow_nb.tasks._job import Job
-from wiseflow_nb.tasks._ledger import OnChange
+from wiseflow_nb.tasks._ledger import OnChange, OnMove, with_records
 from wiseflow_nb.tasks._loop import HostLoop, LoopThread, TaskLoop
-from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions, kind_of
+from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions
 from wiseflow_nb.tasks._replay import retry_plan
 from wiseflow_nb.tasks._scheduler import Scheduler
 from wiseflow_nb.tasks._stalled import StalledTask, find_stalled
 from wiseflow_nb.tasks._views import TaskFunction, TaskResults, TaskView
-from wiseflow_nb.tasks.task import Task
+from wiseflow_nb.tasks.task import Task, settling
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +59,9 @@ class TaskManager:
     on_change
         Called with each new record and its transition (None for progress), in order, under the
         manager's lock: it should do no more than append.
+    on_move
+        Likewise, but given what has the ``task_id`` and gives the newest ``record`` when it is asked,
+        instead of a record: making one takes longer than most of what the manager does for a task.
     id_prefix
         Task ids are this and a number.
     loop
@@ -99,6 +100,7 @@ class TaskManager:
         max_concurrent: int | None = None,
         clock: Clock = SYSTEM_CLOCK,
         on_change: OnChange | None = None,
+        on_move: OnMove | None = None,
         id_prefix: str = "t",
         loop: str | TaskLoop = "own",
         memory_available: Callable[[], float] | None = None,
@@ -117,7 +119,7 @@ class TaskManager:
             loop=chosen,
             limit=limit,
             admission=Admission(clock, memory_available, pressure),
-            on_change=on_change,
+            on_move=on_move if on_change is None else with_records(on_change, on_move),
             id_prefix=id_prefix,
         )
         self._clock = clock
@@ -145,7 +147,7 @@ class TaskManager:
         DependencyError
             If a dependency is unknown, the task's own, or another manager's.
         """
-        return self._submit(fn, args, kwargs, DEFAULTS)
+        return self._scheduler.submit(fn, args, kwargs, DEFAULTS)
 
     def options(self, **options: Any) -> TaskView:
         """Return a light view that submits with these options.
@@ -271,15 +273,7 @@ class TaskManager:
     def _submit(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions, retry_of: str = ""
     ) -> Task[Any]:
-        if type(fn) is types.FunctionType and options.kind == "auto":
-            kind = "async" if fn.__code__.co_flags & CO_COROUTINE else "thread"
-            name = options.name or fn.__qualname__
-        else:
-            kind = kind_of(fn, args, kwargs, options)
-            name = options.name or getattr(fn, "__qualname__", None) or type(fn).__name__
-        needed = referenced(args, kwargs) if args or kwargs else None
-        call = (fn, args, kwargs)
-        return self._scheduler.submit(call, options, kind=kind, name=name, needed=needed, retry_of=retry_of)
+        return self._scheduler.submit(fn, args, kwargs, options, retry_of)
 
     # -- steering ----------------------------------------------------------------------------
 
@@ -427,14 +421,22 @@ class TaskManager:
         """Ready plain calls that have a free slot but no worker yet (those the pool has are in its ``pending``)."""
         with self._scheduler.lock:
             slots = self._scheduler.slots
-            return max(0, min(slots.ready_threads, slots.limit - slots.used))
+            return max(0, min(slots.ready_threads, slots.limit - slots.held) - slots.tickets)
 
     @property
     def hold_reason(self) -> str:
         """Why ready tasks do not start though there is a slot; empty if nothing holds them back."""
         with self._scheduler.lock:
             slots = self._scheduler.slots
-            return "paused: no task starts until resume" if slots.paused else slots.hold_reason
+            if slots.paused:
+                return "paused: no task starts until resume"
+            waiting = min(slots.tickets, slots.ready_threads) if slots.held < slots.limit else 0
+            reason = slots.hold_reason
+        pool = self.pool
+        if waiting and isinstance(pool, ThreadPoolManager) and not pool.free_workers:
+            busy = f"plain calls wait for a worker: all of the pool's {pool.target} are busy with other work"
+            return "; ".join(filter(None, (busy, reason)))
+        return reason
 
     def stalled(self, now_seconds: float | None = None) -> list[StalledTask]:
         """Running tasks that need a look, the longest first.
@@ -494,7 +496,7 @@ class TaskManager:
         Raises
         ------
         UsageError
-            Inside one of the manager's own tasks, which would wait for itself.
+            Inside one of the manager's own tasks or their done-callbacks, which would wait for itself.
 
         Examples
         --------
@@ -503,7 +505,7 @@ class TaskManager:
         ...     tasks.drain(), task.done()
         (True, True)
         """
-        self._refuse_inside("drain")
+        self.refuse_inside("drain")
         return self._clock.wait(self._scheduler.quiet, timeout)
 
     def shutdown(self, mode: str = "drain", timeout: float | None = None) -> None:
@@ -515,30 +517,44 @@ class TaskManager:
             ``drain`` (default) lets everything run, ``cancel_pending`` what runs already, ``now``
             asks that to stop as well.
         timeout
-            Seconds until what still runs is ABANDONED; default none, with ``now`` 5.
+            Seconds until what still runs is ABANDONED; default none, with ``now`` 5. A cleanup handler
+            that is over its budget and still runs is waited for 2 s more, and left behind with a warning.
 
         Raises
         ------
         UsageError
-            If the mode is unknown, or it is called inside one of the manager's own tasks.
+            If the mode is unknown, or it is called inside one of the manager's own tasks or
+            their done-callbacks.
         """
         if mode not in MODES:
             raise UsageError(f"shutdown mode {mode!r} is unknown; give one of {', '.join(MODES)}")
-        self._refuse_inside("shutdown")
+        self.refuse_inside("shutdown")
         if timeout is None and mode == "now":
             timeout = NOW_SECONDS
         deadline = None if timeout is None else self._clock.monotonic() + timeout
         close_scheduler(self._scheduler, mode, deadline)
         if self._own_pool is not None:
-            self._own_pool.shutdown(wait=not self.counts()["abandoned"])
+            close_pool(self._scheduler, self._own_pool)
 
-    def _refuse_inside(self, what: str) -> None:
+    def refuse_inside(self, what: str) -> None:
+        """Refuse what waits for all tasks where that would wait for itself.
+
+        Raises
+        ------
+        UsageError
+            Inside one of the manager's tasks, a done-callback of one, or on its loop.
+        """
         context = current_task()
         job = None if context is None else self._find(context.task_id)
-        if self._scheduler.loop.current or (
-            job is not None and job.attempt is not None and job.attempt.context is context
+        if (
+            settling() is self._scheduler
+            or self._scheduler.loop.current
+            or (job is not None and job.attempt is not None and job.attempt.context is context)
         ):
-            raise UsageError(f"{what} inside a task would wait for that very task; call it elsewhere")
+            raise UsageError(
+                f"{what} inside a task, or a done-callback of one, would wait for that very task; call it elsewhere, "
+                "for instance on a thread of its own"
+            )
 
     async def __aenter__(self) -> Self:
         return self

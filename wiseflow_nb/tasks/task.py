@@ -20,8 +20,9 @@ T = TypeVar("T")
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 # The standard library's own words for a future's state: ``wait`` and ``as_completed`` look for them.
-_PENDING, _RUNNING, _CANCELLED, _FINISHED = "PENDING", "RUNNING", "CANCELLED_AND_NOTIFIED", "FINISHED"
+_PENDING, _RUNNING, _CANCELLED, FINISHED = "PENDING", "RUNNING", "CANCELLED_AND_NOTIFIED", "FINISHED"
 _making = threading.Lock()
+_ending = threading.local()
 
 
 class Task(Future[T]):
@@ -52,9 +53,10 @@ class Task(Future[T]):
     _result: T | None = None
     _exception: BaseException | None = None
 
+    _job: Job
+
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._job: Job
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
@@ -100,7 +102,7 @@ class Task(Future[T]):
         """Ask the task to stop; return False if it had ended otherwise.
 
         A task that is not running is cancelled at once, a coroutine is stopped. A running thread
-        cannot be: the task is CANCELLING until its code returns.
+        cannot be: the task is CANCELLING until its code returns. Asking again changes nothing.
         """
         return self._scheduler.cancel(self._job, reason)
 
@@ -161,7 +163,7 @@ class Task(Future[T]):
     def _settle(self, value: Any, error: BaseException | None, cancelled: bool = False) -> None:
         # Once a task, by whoever made the last transition, without the manager's lock.
         self._result, self._exception = value, error
-        self._end = _CANCELLED if cancelled else _FINISHED
+        self._end = _CANCELLED if cancelled else FINISHED
         made = self._made
         if made is None:
             return
@@ -175,13 +177,11 @@ class Task(Future[T]):
                     watcher.add_result(self)
             made.notify_all()
             callbacks, self._callbacks = self._callbacks, None
-        for fn in callbacks or ():
-            _call(fn, self)
-
-    def _finish(self, value: T) -> None:
-        # The first half of ``_settle``; whoever waits already is told by the whole of it.
-        self._result = value
-        self._end = _FINISHED
+        if callbacks:
+            before, _ending.scheduler = settling(), self._scheduler
+            for fn in callbacks:
+                _call(fn, self)
+            _ending.scheduler = before
 
     def _value(self) -> T:
         # What the standard library's ``result`` does, for a task that has ended.
@@ -218,6 +218,21 @@ class Task(Future[T]):
 
     def __repr__(self) -> str:
         return f"<Task {self.id} {self.name!r} {self.state}>"
+
+
+def share_names(kind: type[Any], names: str) -> None:
+    """Make known, before there are instances, which names they will have: see ``_job``."""
+    first: Any = object.__new__(kind)
+    for name in names.split():
+        setattr(first, name, None)
+
+
+share_names(Task, "_scheduler _job _end _result _exception _made _watchers _callbacks")
+
+
+def settling() -> Scheduler | None:
+    """Whose task's done-callbacks this thread is calling, if any: the task counts as ended only after them."""
+    return getattr(_ending, "scheduler", None)
 
 
 def _call(fn: Callable[[Any], object], task: Task[Any]) -> None:

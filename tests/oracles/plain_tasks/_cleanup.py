@@ -12,12 +12,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from tests.oracles.plain_tasks._loop import TaskLoop, logger
 from tests.oracles.plain_tasks._options import CLEANUP_SECONDS, TaskOptions
 from wiseflow_nb.context import TaskContext
 from wiseflow_nb.errors import TaskTimeoutError
 from wiseflow_nb.futures import settle
 from wiseflow_nb.pool._work import wants_context
+from wiseflow_nb.tasks._loop import TaskLoop, logger
 
 
 @dataclass(frozen=True, slots=True)

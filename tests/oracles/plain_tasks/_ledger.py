@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from tests.oracles.plain_tasks._job import Job
 from tests.oracles.plain_tasks._machine import check_move
-from tests.oracles.plain_tasks._stalled import UsualTimes
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.records import TaskRecord, TaskState, TaskTransition
+from wiseflow_nb.tasks._stalled import UsualTimes
 
 if TYPE_CHECKING:
     import pandas as pd

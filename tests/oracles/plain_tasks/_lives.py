@@ -18,8 +18,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from tests.oracles.plain_tasks import _cleanup, _output
-from tests.oracles.plain_tasks._admission import Admission
+from tests.oracles.plain_tasks import _cleanup
 from tests.oracles.plain_tasks._job import Attempt, Effects, Job
 from tests.oracles.plain_tasks._ledger import Ledger, OnChange
 from tests.oracles.plain_tasks._machine import Stop, outcome
@@ -30,6 +29,8 @@ from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import TaskCancelledError, TaskSkippedError, TaskTimeoutError
 from wiseflow_nb.futures import settle
 from wiseflow_nb.records import Priority, TaskRecord, TaskState
+from wiseflow_nb.tasks import _output
+from wiseflow_nb.tasks._admission import Admission
 
 #: Bound of a stored traceback, in characters; the end is what tells most.
 TRACEBACK_KEPT = 8192

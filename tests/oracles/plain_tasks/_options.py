@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from tests.oracles.plain_tasks._admission import parse_size
-from tests.oracles.plain_tasks._retry import Retry
 from tests.oracles.plain_tasks.task import Task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import Priority
+from wiseflow_nb.tasks._admission import parse_size
+from wiseflow_nb.tasks._retry import Retry
 
 TRIGGERS = ("all_completed", "all_done")
 NO_RETRY = Retry()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tests.oracles.plain_tasks import _cleanup
 from tests.oracles.plain_tasks._graph import swapped
 from tests.oracles.plain_tasks._job import Attempt, Job
-from tests.oracles.plain_tasks._loop import StepTimer
+from tests.oracles.plain_tasks._steps import StepTimer
 from tests.oracles.plain_tasks.task import Task
 from wiseflow_nb.context import enter_task
 from wiseflow_nb.errors import UsageError

@@ -15,12 +15,10 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from tests.oracles.plain_tasks import _output, _waiting
-from tests.oracles.plain_tasks._admission import RECHECK_SECONDS, Admission
+from tests.oracles.plain_tasks import _waiting
 from tests.oracles.plain_tasks._job import Attempt, Effects, Job
 from tests.oracles.plain_tasks._ledger import OnChange
 from tests.oracles.plain_tasks._lives import Lives, described, perform, short
-from tests.oracles.plain_tasks._loop import TaskLoop
 from tests.oracles.plain_tasks._machine import Stop
 from tests.oracles.plain_tasks._options import TaskOptions
 from tests.oracles.plain_tasks._runner import Runner
@@ -38,6 +36,9 @@ from wiseflow_nb.errors import (
 from wiseflow_nb.futures import settle
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
+from wiseflow_nb.tasks import _output
+from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
+from wiseflow_nb.tasks._loop import TaskLoop
 
 #: A pool of unknown size is taken to be as large as asked for.
 UNBOUNDED = 1 << 30

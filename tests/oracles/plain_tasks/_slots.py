@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from tests.oracles.plain_tasks._admission import Admission
 from tests.oracles.plain_tasks._job import Job
 from wiseflow_nb.pool._queue import ClassQueue, aged
 from wiseflow_nb.records import Priority
+from wiseflow_nb.tasks._admission import Admission
 
 Head = tuple[Priority, int, Job]
 

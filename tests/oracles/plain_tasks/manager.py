@@ -9,18 +9,14 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
-from tests.oracles.plain_tasks._admission import Admission
 from tests.oracles.plain_tasks._cleanup import Registered
 from tests.oracles.plain_tasks._closing import MODES, close_scheduler
 from tests.oracles.plain_tasks._graph import referenced, swapped
 from tests.oracles.plain_tasks._job import Job
 from tests.oracles.plain_tasks._ledger import OnChange, records_frame
-from tests.oracles.plain_tasks._loop import HostLoop, LoopThread, TaskLoop
 from tests.oracles.plain_tasks._options import CLEANUP_SECONDS, TaskOptions, kind_of
 from tests.oracles.plain_tasks._replay import retry_plan
 from tests.oracles.plain_tasks._scheduler import Scheduler
-from tests.oracles.plain_tasks._stalled import StalledTask, find_stalled
-from tests.oracles.plain_tasks._views import TaskFunction, TaskResults, TaskView
 from tests.oracles.plain_tasks.task import Task
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings
@@ -28,6 +24,10 @@ from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import Priority, TaskRecord
+from wiseflow_nb.tasks._admission import Admission
+from wiseflow_nb.tasks._loop import HostLoop, LoopThread, TaskLoop
+from wiseflow_nb.tasks._stalled import StalledTask, find_stalled
+from wiseflow_nb.tasks._views import TaskFunction, TaskResults, TaskView
 
 if TYPE_CHECKING:
     import pandas as pd
