@@ -72,6 +72,9 @@ class Keeper:
         self.on_remade: Callable[[], None] = lambda: None
         #: Called where the end mark cannot be written: gives back what was kept for it.
         self.free_room: Callable[[], None] = lambda: None
+        #: Where the OOM kills are counted that bear on the kernel.
+        self.kill_files: Callable[[], tuple[str, ...]] = tuple
+        self._kill_files: tuple[str, ...] = ()
         self._more_to_forget = False
         self.lost_rows = 0
         self.lost_samples = 0
@@ -110,6 +113,7 @@ class Keeper:
             if now >= due["heartbeat"]:
                 due["heartbeat"] = now + HEARTBEAT_SECONDS
                 self._look_around()
+                self._tell_kill_files()
                 self._local.append(lambda: self._writer.meta("heartbeat", clock.time()))
             if now >= due["block"]:
                 due["block"] = now + BLOCK_SECONDS
@@ -274,6 +278,13 @@ class Keeper:
             self._failed(error)
 
     # Looking after the file.
+
+    def _tell_kill_files(self) -> None:
+        """Leave on record where kills are counted: if this process is taken too, others can look there."""
+        paths = self.kill_files()
+        if paths and paths != self._kill_files:
+            self._kill_files = paths
+            self._local.append(lambda: self._writer.meta("kill_files", list(paths)))
 
     def _look_around(self) -> None:
         """Whether the file is still there and the clock still runs on; each is told once."""

@@ -77,6 +77,7 @@ def run(
     keeper.silent_since = ring.resumed_at
     keeper.on_remade = ring.remake_soon
     keeper.free_room = room.release
+    keeper.kill_files = lambda: probe.kill_files
     _write_start(writer, config, probe, clock)
     link.start()
     link.send({"t": "ready", "pid": os.getpid(), "limit_source": probe.limits.limit_source})
