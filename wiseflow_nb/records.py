@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 NAN = math.nan
 RecordT = TypeVar("RecordT")
@@ -269,6 +269,15 @@ class TaskRecord:
         1.0
         """
         return 1.0 if self.state is TaskState.COMPLETED and self.progress == self.progress else self.progress
+
+
+class HasRecord(Protocol):
+    """What makes a task's newest record when it is asked for it."""
+
+    task_id: str
+
+    @property
+    def record(self) -> TaskRecord: ...
 
 
 @dataclass(frozen=True, slots=True)

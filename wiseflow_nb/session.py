@@ -30,6 +30,7 @@ from wiseflow_nb.records import (
     CellRecord,
     CommandResult,
     EventRecord,
+    HasRecord,
     PoolStatus,
     Sample,
     SessionInfo,
@@ -101,8 +102,8 @@ class Session:
         self._root, self._root_note = sessions_root(self._settings.state_dir, for_writing=True)
         self.directory = self._root / self.id
         self._acknowledged: set[str] = set()
-        #: The tasks that have not ended, as they were told last: few among the many that have.
-        self._unfinished: dict[str, TaskRecord] = {}
+        #: The tasks that have not ended: few among the many that have.
+        self._unfinished: dict[str, HasRecord] = {}
         self._cells: collections.OrderedDict[str, CellRecord] = collections.OrderedDict()
         self._running_cells: set[str] = set()
         self.monitor = ResourceMonitor(
@@ -113,7 +114,7 @@ class Session:
         self.monitor.on_own_event = functools.partial(self._put, "event")
         self.pool = ThreadPoolManager(settings=self._settings, clock=clock)
         room = memory_gauges(self.monitor, lambda: self._settings, clock)
-        self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_change=self._task_changed, **room)
+        self.tasks = TaskManager(self.pool, settings=self._settings, clock=clock, on_move=self._task_changed, **room)
         self.monitor.add_rule(
             "task stalled",
             self._stalled,
@@ -424,8 +425,8 @@ class Session:
         return self.tasks.records(since_rev)
 
     def unfinished_tasks(self) -> Sequence[TaskRecord]:
-        """The tasks that have not ended, as of their last change."""
-        return tuple(self._unfinished.copy().values())
+        """The tasks that have not ended."""
+        return tuple(task.record for task in self._unfinished.copy().values())
 
     def task_record(self, task_id: str) -> TaskRecord | None:
         """One task."""
@@ -495,16 +496,16 @@ class Session:
 
     # What the parts tell.
 
-    def _task_changed(self, record: TaskRecord, transition: TaskTransition | None) -> None:
-        self._recorder.put("task", record)
-        state = record.state
-        if state is _COMPLETED or state not in _ALIVE:
-            self._unfinished.pop(record.task_id, None)
-        else:
-            self._unfinished[record.task_id] = record
+    def _task_changed(self, task: HasRecord, transition: TaskTransition | None) -> None:
+        self._recorder.put("task", task)
         if transition is None:
             return
         self._recorder.put("transition", transition)
+        state = transition.to_state
+        if state is _COMPLETED or state not in _ALIVE:
+            self._unfinished.pop(task.task_id, None)
+        else:
+            self._unfinished[task.task_id] = task
         if transition.to_state is TaskState.RUNNING:
             self._recorder.set_busy(True)
             self._recorder.write_through()

@@ -319,9 +319,10 @@ class FakeView:
         self.closed = True
 
 
-def fake_family(tasks: int = 400, log: str | Path | None = None) -> FakeView:
-    """A live session that knows an ended and a crashed one."""
+def fake_family(tasks: int = 400, log: str | Path | None = None, older: int = 0) -> FakeView:
+    """A live session that knows an ended and a crashed one; ``older`` tasks come by pages alone."""
     view = FakeView(tasks, log=log)
+    view.older = older
     for session_id, state, title in (
         ("nb-0001", SessionState.ENDED, "etl.ipynb"),
         ("nb-0002", SessionState.CRASHED, "big-join.ipynb"),

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.kernel]
 SOURCE = """
 from fake_view import fake_family
 from wiseflow_nb.dashboard import Dashboard
-dashboard = Dashboard(fake_family({tasks}, log={log!r}))
+dashboard = Dashboard(fake_family({tasks}, log={log!r}, older={older}))
 dashboard
 """
 HERE = str(Path(__file__).parent)
@@ -45,9 +45,9 @@ class Served:
             time.sleep(0.05)
 
 
-def serve(folder: Path, tasks: int, theme: str = "light") -> Iterator[Served]:
+def serve(folder: Path, tasks: int, theme: str = "light", older: int = 0) -> Iterator[Served]:
     log = folder / "calls.jsonl"
-    with voila(folder, SOURCE.format(tasks=tasks, log=str(log)), theme=theme, extra_path=HERE) as url:
+    with voila(folder, SOURCE.format(tasks=tasks, log=str(log), older=older), theme=theme, extra_path=HERE) as url:
         yield Served(url, log)
 
 
@@ -59,6 +59,11 @@ def served(chromium_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def many(chromium_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     yield from serve(tmp_path_factory.mktemp("many"), 10_000, "dark")
+
+
+@pytest.fixture(scope="module")
+def long(chromium_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from serve(tmp_path_factory.mktemp("long"), 21_500, older=21_000)
 
 
 @pytest.fixture
@@ -251,6 +256,26 @@ def test_ten_thousand_tasks_stay_usable(many: Served, new_page: Callable[..., An
     page.click('[data-testid="sort-wall"]')
     page.wait_for_selector('[role="columnheader"][aria-sort="descending"]')
     assert time.monotonic() - started < 15
+    assert page.problems == []
+
+
+def test_older_tasks_follow_and_more_of_them_when_asked_for(long: Served, new_page: Callable[..., Any]) -> None:
+    page = arrive(new_page(), long)
+    count = page.locator('[data-testid="task-count"]')
+    more = page.locator('[data-testid="task-older"]')
+    more.wait_for()
+    # Five of the oldest still run, and tell of it.
+    assert count.inner_text() == "20,505 of 21,500 tasks"
+    more.click()
+    page.wait_for_function("() => document.querySelector('[data-testid=task-count]').textContent === '21,500 tasks'")
+    assert more.is_hidden()
+    # The older of those that have ended stand below the newer.
+    page.locator('[data-testid="task-filter"]').fill("t0900")
+    names = page.locator('[data-testid="task-row"]').evaluate_all(
+        "rows => rows.map((row) => [row.dataset.taskId, row.getAttribute('aria-rowindex')])"
+    )
+    names.sort(key=lambda pair: int(pair[1]))
+    assert [name for name, _ in names] == [f"t0900{digit}" for digit in range(9, -1, -1)]
     assert page.problems == []
 
 

@@ -145,9 +145,9 @@ def test_a_kernel_taken_by_the_oom_killer_is_explained_with_the_task_that_grew(g
     assert facts.info.state is SessionState.CRASHED
     if group.kills() > 1:
         # Until all of the kernel's memory was given back the group was over its limit, and the killer went
-        # on to the recorder, which may not ask to be spared here: nobody was left to see the kill counted.
+        # on to the recorder, which may not ask to be spared here: the counter is read for the report.
         assert [(cause.kind, cause.confidence) for cause in report.causes] == [
-            ("memory", "likely"),
+            ("oom", "likely"),
             ("recorder", "likely"),
         ], str(report)
         assert "while task 'grow the table'" in report.cause.sentence
@@ -174,6 +174,26 @@ def test_a_kernel_taken_by_the_oom_killer_is_explained_with_the_task_that_grew(g
         assert "grow the table" in shown
         assert "OOM kills" in shown
     assert "out of memory" in {alert.rule for alert in facts.alerts}
+
+
+@pytest.mark.cgroup
+def test_kills_that_no_recorder_lived_to_see_are_counted_for_the_report(group: Group) -> None:
+    child, session_id, recorder = start("alone", str(group.procs))
+    wait_until(lambda: len(report_of(session_id).facts.samples) >= 3)
+    # From here on it sees nothing; without its end the session would be resumed by nobody, and closed by it.
+    os.kill(recorder, signal.SIGSTOP)
+    try:
+        assert child.wait(60) == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.wait()
+        os.kill(recorder, signal.SIGKILL)
+    finish(child, recorder)
+    report = report_of(session_id)
+    assert not report.facts.marked
+    assert report.facts.oom_kills_now == group.kills() >= 1
+    assert {cause.kind for cause in report.causes} == {"oom", "recorder"}, str(report)
+    assert f"{group.kills()} as of this report" in str(report)
 
 
 def test_a_kill_from_outside_is_not_blamed_on_anything() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import os
+import queue
 import signal
 import sqlite3
 import subprocess
@@ -21,6 +24,7 @@ from wiseflow_nb.errors import UsageError
 from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.records import CommandResult, SessionState
 from wiseflow_nb.session import Session, open_session, sessions
+from wiseflow_nb.store.reader import StoreReader
 from wiseflow_nb.view import StoreView
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are POSIX")
@@ -145,6 +149,26 @@ while time.monotonic() < deadline:
 """
 
 
+def test_what_only_the_ring_of_a_killed_recorder_has_reaches_the_file_and_every_tier() -> None:
+    with Session(title="killed recorder", resource_check_interval=0.05) as session:
+        wait_until(lambda: len(session.view.rows()) >= 30)
+        killed = session.recorder.pid
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: not psutil.pid_exists(killed))
+        before = session.view.rows()[:, 0].tolist()
+        wait_until(lambda: session.recorder.pid != killed)
+        wait_until(lambda: len(session.view.rows()) > len(before))
+    reader = StoreReader(session.directory)
+    kept = reader.sample_blocks()[:, 0].tolist()
+    assert kept[: len(before)] == before
+    assert len(set(kept)) == len(kept)
+    for tier in (1, 2):
+        buckets, covered = reader.tier_blocks(tier)
+        assert buckets[:, 3, 0].sum() == len(kept)
+        assert covered == kept[-1]
+    reader.close()
+
+
 def test_a_killed_kernel_leaves_a_crashed_session_with_samples_past_the_kill() -> None:
     child = subprocess.Popen([sys.executable, "-c", _VICTIM], stdout=subprocess.PIPE, text=True)
     number, recorder = json.loads(child.stdout.readline())
@@ -229,6 +253,26 @@ def test_a_session_is_not_closed_inside_its_own_task() -> None:
     with Session(title="inside") as session, pytest.raises(UsageError, match="inside a task"):
         session.tasks.submit(session.close).result(timeout=10)
     assert StoreView(session.directory).info.state is SessionState.ENDED
+
+
+def test_closing_inside_a_done_callback_is_refused_and_the_session_stays_open() -> None:
+    told: queue.Queue[object] = queue.Queue()
+
+    def close(_: object) -> None:
+        try:
+            told.put(session.close())
+        except UsageError as error:
+            told.put(error)
+
+    with Session(title="callback") as session:
+        gate = threading.Event()
+        parent = session.tasks.submit(gate.wait, 60)
+        for work in (int, functools.partial(asyncio.sleep, 0)):
+            session.tasks.options(dependencies=[parent]).submit(work).add_done_callback(close)
+        gate.set()
+        assert [type(told.get(timeout=60)) for _ in range(2)] == [UsageError] * 2
+        assert session.info.state is SessionState.LIVE
+        assert session.tasks.submit(abs, -1).result(60) == 1
 
 
 def test_a_session_ends_though_its_recorder_does_not_answer() -> None:

@@ -72,6 +72,25 @@ def sample(at: float, rss: float, kills: float, gap: float = 0.0) -> Sample:
     )
 
 
+def test_the_counter_is_read_for_the_report_only_where_it_is_the_same_and_nobody_was_left(tmp_path: Path) -> None:
+    (tmp_path / "memory.events").write_text("oom 3\noom_kill 2\noom_group_kill 0\n")
+    unmarked = {"ended_seconds": None, "crashed": None, "kill_files": [str(tmp_path / "memory.events")]}
+
+    def counted(name: str, **meta: Any) -> float:
+        view = StoreView(written(tmp_path / name, **{**unmarked, **meta}))
+        try:
+            return view.report().facts.oom_kills_now
+        finally:
+            view.close()
+
+    away = {**identify().to_dict(), "pid": 2**22 + 1, "host": "elsewhere"}
+    assert counted("unmarked") == 2
+    assert math.isnan(counted("marked", ended_seconds=END))
+    assert math.isnan(counted("away", identity=away))
+    assert math.isnan(counted("odd", kill_files={"path": 7}))
+    assert math.isnan(counted("gone", kill_files=[str(tmp_path / "nowhere")]))
+
+
 def written(directory: Path, name: str = "grow", **meta: Any) -> Path:
     """A session's file as a recorder leaves it when the OOM killer took the kernel."""
     directory.mkdir(mode=0o700, exist_ok=True)

@@ -197,6 +197,21 @@ CASES: dict[str, tuple[Facts, list[tuple[str, Confidence]], list[str]]] = {
         [("memory", Confidence.LIKELY), ("recorder", Confidence.LIKELY)],
         ["99 %", "there is none from after the kernel's end", "no end mark"],
     ),
+    "all of the container was killed at its limit, and its counter is still there": (
+        replace(UNMARKED, samples=alive(990 * MB), oom_kills_now=2.0),
+        [("oom", Confidence.LIKELY), ("recorder", Confidence.LIKELY)],
+        ["0 at", "2 as of this report"],
+    ),
+    "its counter is still there, and has not risen": (
+        replace(UNMARKED, samples=alive(990 * MB), oom_kills_now=0.0),
+        [("memory", Confidence.LIKELY), ("recorder", Confidence.LIKELY)],
+        [],
+    ),
+    "kills since the end of all, far from the limit": (
+        replace(UNMARKED, oom_kills_now=1.0),
+        [("recorder", Confidence.LIKELY), ("oom", Confidence.POSSIBLE)],
+        ["1 as of this report"],
+    ),
     "at the limit where no kills are counted": (
         replace(CRASHED, samples=alive(990 * MB, kills=NAN) + dead(kills=NAN)),
         [("memory", Confidence.LIKELY)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import stat
 import subprocess
 import sys
@@ -68,6 +69,19 @@ print("ready", flush=True)
 for number in range(200_000):
     ring.append([float(number)] * len(SAMPLE_COLUMNS))
 """
+
+
+def test_what_was_taken_after_a_moment_is_found_also_past_the_turn_of_the_ring(tmp_path: Path) -> None:
+    path = str(tmp_path / "ring")
+    writer = RingWriter(path, capacity=4)
+    assert writer.after(-math.inf) == []
+    for number in range(6):
+        writer.append(Sample(time_seconds=float(number)))
+    writer.close()
+    again = RingWriter.resume(path)
+    for moment, times in ((3.0, [4.0, 5.0]), (-math.inf, [2.0, 3.0, 4.0, 5.0]), (5.0, []), (9.0, [])):
+        assert [row[0] for row in again.after(moment)] == times
+    again.close()
 
 
 def test_a_reader_never_sees_a_torn_row_of_a_writer_in_full_flight(tmp_path: Path) -> None:

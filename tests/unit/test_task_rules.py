@@ -27,8 +27,8 @@ from wiseflow_nb.config import Settings
 from wiseflow_nb.context import OutputTail, TaskContext, current_task
 from wiseflow_nb.errors import DependencyError, TaskCancelledError, TaskSkippedError, UsageError
 from wiseflow_nb.pool import ThreadPoolManager
-from wiseflow_nb.records import Priority, Sample, TaskRecord, TaskState
-from wiseflow_nb.tasks import Task, TaskManager, _closing, memory_gauges
+from wiseflow_nb.records import HasRecord, Priority, Sample, TaskRecord, TaskState
+from wiseflow_nb.tasks import Task, TaskManager, _closing, _runner, memory_gauges
 from wiseflow_nb.tasks._admission import hold_reason, parse_size
 from wiseflow_nb.tasks._output import TaskOutput, routed
 from wiseflow_nb.tasks._stalled import NAMES_KEPT, UsualTimes, find_stalled
@@ -799,7 +799,7 @@ def test_plain_calls_that_no_worker_takes_up_hold_up_no_coroutine(bench: Bench) 
     coroutine = bench.tasks.submit(asyncio.sleep, 0, "ran")
     bench.loop.run_until_idle()
     assert coroutine.state is S.PENDING
-    assert bench.tasks.hold_reason == "2 plain calls come first and wait for a worker of the pool"
+    assert bench.tasks.hold_reason == "3 plain calls come first and wait for a worker of the pool"
     bench.clock.advance(0.5)
     bench.loop.run_until_idle()
     assert coroutine.result(0) == "ran"
@@ -821,6 +821,36 @@ def test_a_coroutine_of_a_higher_class_goes_before_a_call_that_has_no_worker_yet
     assert (urgent.result(0), call.result(0)) == ("ran", 0)
 
 
+def test_a_runner_that_stays_leaves_the_slot_to_a_call_that_comes_first(bench: Bench) -> None:
+    bench.tasks.set_max_concurrent(1)
+    bench.tasks.pause()
+    first, call, last = (bench.tasks.submit(fn, 0) for fn in (asyncio.sleep, abs, asyncio.sleep))
+    bench.tasks.resume()
+    bench.loop.run_until_idle()
+    assert [task.state for task in (first, call, last)] == [S.COMPLETED, S.PENDING, S.PENDING]
+    bench.executor.run_next()
+    assert call.done()
+    bench.run()
+    assert last.done()
+
+
+def test_a_worker_that_stays_leaves_the_slot_to_a_coroutine_that_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_runner, "SLICE_SECONDS", 1000.0)
+    order: list[str] = []
+
+    async def coroutine() -> None:
+        order.append("coroutine")
+
+    with TaskManager(max_concurrent=1) as tasks:
+        tasks.pause()
+        tasks.submit(order.append, "first")
+        tasks.submit(coroutine)
+        tasks.submit(order.append, "last")
+        tasks.resume()
+        assert tasks.drain(30)
+    assert order == ["first", "coroutine", "last"]
+
+
 def test_calls_that_wait_for_a_busy_pool_have_a_reason() -> None:
     gate = threading.Event()
     with ThreadPoolManager(2, 2) as pool, TaskManager(pool, max_concurrent=2) as tasks:
@@ -835,6 +865,40 @@ def test_calls_that_wait_for_a_busy_pool_have_a_reason() -> None:
             gate.set()
         assert [call.result(30) for call in calls] == [1, 1, 1]
         assert all(other.result(30) for other in others)
+
+
+def test_who_needs_few_records_is_given_what_makes_them() -> None:
+    stage = Stage()
+    moves: list[tuple[HasRecord, str]] = []
+    records: list[TaskRecord] = []
+    tasks = TaskManager(
+        **stage.parts, on_move=lambda task, move: moves.append((task, "progress" if move is None else move.to_state))
+    )
+    other = Stage()
+    both = TaskManager(
+        **other.parts,
+        on_move=lambda task, move: moves.append((task, "")),
+        on_change=lambda record, move: records.append(record),
+    )
+
+    def work() -> None:
+        context = current_task()
+        assert context is not None
+        context.progress(0.5)
+
+    task = tasks.submit(work)
+    stage.run()
+    assert [told for _, told in moves] == ["pending", "running", "progress", "completed"]
+    assert len({id(given) for given, _ in moves}) == 1
+    assert task._job._record is None
+    assert (moves[0][0].task_id, moves[0][0].record) == (task.id, task.record())
+    assert moves[0][0].record is moves[-1][0].record
+    moves.clear()
+    both.submit(int)
+    other.run()
+    assert (len(moves), [record.state for record in records]) == (3, [S.PENDING, S.RUNNING, S.COMPLETED])
+    for manager in (tasks, both):
+        manager.shutdown()
 
 
 def test_a_skipped_grandchild_names_the_task_that_began_it() -> None:

@@ -29,7 +29,7 @@ from wiseflow_nb.errors import (
 )
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import Priority, TaskState
-from wiseflow_nb.tasks import Retry, Task, TaskManager
+from wiseflow_nb.tasks import Retry, Task, TaskManager, _runner
 from wiseflow_nb.testing import FakeClock, ManualExecutor, Stage
 
 SOON = 20.0
@@ -601,6 +601,31 @@ def test_who_waited_goes_on_only_with_a_slot() -> None:
     # The count goes down a moment before the slot is given up, never later: it cannot overstate.
     assert most <= 2
     check_closed_manager(tasks)
+
+
+def test_who_wants_its_slot_back_goes_before_what_a_worker_would_take_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_runner, "SLICE_SECONDS", 1000.0)
+    gate, begun, order = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        begun.set()
+        assert gate.wait(SOON)
+
+    def parent() -> None:
+        tasks.options(priority="high").submit(int).result()
+        order.append("parent")
+
+    with ThreadPoolManager(4, 4) as pool, TaskManager(pool, max_concurrent=1) as tasks:
+        tasks.pause()
+        first, held, last = tasks.submit(parent), tasks.submit(hold), tasks.submit(order.append, "last")
+        tasks.resume()
+        assert begun.wait(SOON)
+        while not (tasks._scheduler.slots.returning or order):
+            time.sleep(0.001)
+        gate.set()
+        for task in (first, held, last):
+            task.result(SOON)
+    assert order == ["parent", "last"]
 
 
 def test_waiting_in_a_circle_is_refused(live: TaskManager) -> None:

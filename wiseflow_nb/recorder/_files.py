@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from wiseflow_nb.records import SAMPLE_COLUMNS, Sample
 from wiseflow_nb.resources._ring import RingWriter
 from wiseflow_nb.store.paths import in_memory
 
@@ -42,6 +43,11 @@ class KeptRing:
                 self.resumed_at = None if newest is None else newest[0]
                 return
         self._ring = RingWriter(str(path))
+
+    def left_after(self, seconds: float) -> list[Sample]:
+        """The samples later than a moment (epoch seconds) that another recorder left in it, oldest first."""
+        width = len(SAMPLE_COLUMNS)
+        return [Sample(*row) for row in self._ring.after(seconds) if len(row) == width]
 
     def append(self, sample: Sequence[float]) -> None:
         """Write one row; on the sampling thread alone."""

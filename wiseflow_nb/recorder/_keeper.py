@@ -12,6 +12,7 @@ from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import StoreError
 from wiseflow_nb.recorder._desk import CommandDesk
 from wiseflow_nb.recorder._link import Link
+from wiseflow_nb.recorder._rows import newest_rows
 from wiseflow_nb.recorder.protocol import RecorderConfig, settings_from
 from wiseflow_nb.records import AlertTransition, EventRecord, Sample, to_json_dict
 from wiseflow_nb.resources._sampler import Sampler
@@ -71,6 +72,9 @@ class Keeper:
         self.on_remade: Callable[[], None] = lambda: None
         #: Called where the end mark cannot be written: gives back what was kept for it.
         self.free_room: Callable[[], None] = lambda: None
+        #: Where the OOM kills are counted that bear on the kernel.
+        self.kill_files: Callable[[], tuple[str, ...]] = tuple
+        self._kill_files: tuple[str, ...] = ()
         self._more_to_forget = False
         self.lost_rows = 0
         self.lost_samples = 0
@@ -109,6 +113,7 @@ class Keeper:
             if now >= due["heartbeat"]:
                 due["heartbeat"] = now + HEARTBEAT_SECONDS
                 self._look_around()
+                self._tell_kill_files()
                 self._local.append(lambda: self._writer.meta("heartbeat", clock.time()))
             if now >= due["block"]:
                 due["block"] = now + BLOCK_SECONDS
@@ -228,7 +233,7 @@ class Keeper:
             if writer.full_blocks:
                 writer.write_blocks(partial=False)
             if self._waiting:
-                writer.apply(self._waiting)
+                writer.apply(newest_rows(self._waiting))
             for write in self._local:
                 write()
             if self._applied != self._applied_written:
@@ -273,6 +278,13 @@ class Keeper:
             self._failed(error)
 
     # Looking after the file.
+
+    def _tell_kill_files(self) -> None:
+        """Leave on record where kills are counted: if this process is taken too, others can look there."""
+        paths = self.kill_files()
+        if paths and paths != self._kill_files:
+            self._kill_files = paths
+            self._local.append(lambda: self._writer.meta("kill_files", list(paths)))
 
     def _look_around(self) -> None:
         """Whether the file is still there and the clock still runs on; each is told once."""

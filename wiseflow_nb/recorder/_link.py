@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from wiseflow_nb.errors import RecorderError
+from wiseflow_nb.recorder._rows import unpacked
 from wiseflow_nb.recorder.protocol import decode, encode
 
 OUTGOING_LIMIT = 10_000
@@ -55,8 +56,14 @@ class Link:
             if not line.endswith(b"\n"):
                 break  # the end, or the torn last line of a killed kernel
             try:
-                self.inbox.put(decode(line))
-            except RecorderError:
+                message = decode(line)
+                if size := int(message.get("packed") or 0):
+                    tail = self._incoming.read(size)
+                    if len(tail) < size:
+                        break
+                    message["rows"] += unpacked(tail)
+                self.inbox.put(message)
+            except (RecorderError, OSError, ValueError):
                 self.malformed += 1
         self.inbox.put(None)
 

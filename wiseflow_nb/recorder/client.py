@@ -25,9 +25,17 @@ from typing import Any, BinaryIO
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.errors import RecorderError, WiseflowError
-from wiseflow_nb.recorder._rows import batch_line
+from wiseflow_nb.recorder._rows import batch_line, rows_of
 from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings, decode, encode
-from wiseflow_nb.records import AlertTransition, CommandResult, EventRecord, from_json_dict, to_json_dict
+from wiseflow_nb.records import (
+    AlertTransition,
+    CommandResult,
+    EventRecord,
+    TaskRecord,
+    TaskTransition,
+    from_json_dict,
+    to_json_dict,
+)
 from wiseflow_nb.store.paths import DATABASE_NAME, LOG_NAME
 from wiseflow_nb.store.writer import StoreWriter
 
@@ -42,7 +50,7 @@ READY_SECONDS = 15.0
 #: More recorders than this within the window have ended: something here ends them, and it is given up.
 MOST_RESTARTS = 3
 RESTART_WINDOW_SECONDS = 60.0
-_KEYED = {"task": "task_id", "cell": "cell_id", "meta": "key"}
+_KEYED = {"cell": "cell_id", "meta": "key"}
 _TROUBLES = frozenset({"store_failed", "store_deleted", "recorder_failed", "recorder_fallback", "rows_dropped"})
 _MENDED = frozenset({"store_recovered", "store_remade"})
 
@@ -133,7 +141,7 @@ class RecorderClient:
     # The hot path and what it feeds.
 
     def put(self, table: str, record: Any) -> None:
-        """Hand in a record (or a dict) for a table; one append, never blocks."""
+        """Hand in a record (or a dict, or what gives a ``record`` when it is written) for a table; one append, never blocks."""
         self._pending.append((table, record))
         if not self._wake.is_set():
             self._wake.set()
@@ -161,22 +169,32 @@ class RecorderClient:
         self._pump()
 
     def _encode_pending(self) -> None:
+        take = self._pending.popleft
+        # Of a row only the newest state is worth writing; each transition is.
+        tasks: dict[str, Any] = {}
+        transitions: list[TaskTransition] = []
         rows: dict[Any, tuple[str, Any]] = {}
         for number in range(len(self._pending)):
-            table, record = self._pending.popleft()
-            key = _KEYED.get(table)
-            if key is None:
-                rows[number] = (table, record)
-            else:  # only the newest state of a row is worth writing
+            table, record = take()
+            if table == "transition":
+                transitions.append(record)
+            elif table == "task":
+                tasks[record.task_id] = record
+            elif key := _KEYED.get(table):
                 name = record[key] if isinstance(record, dict) else getattr(record, key)
                 rows[(table, name)] = (table, record)
-        if not rows:
+            else:
+                rows[number] = (table, record)
+        count = len(rows) + len(tasks) + len(transitions)
+        if not count:
             return
         if self._unacked_bytes > PENDING_LIMIT_BYTES:
-            self._dropped(len(rows))
+            self._dropped(count)
             return
         self._seq += 1
-        line, unwritable = batch_line(self._seq, rows.values())
+        # Of what changes often the record is made here, once a batch.
+        records: list[TaskRecord] = [getattr(item, "record", item) for item in tasks.values()]
+        line, unwritable = batch_line(self._seq, rows.values(), records, transitions)
         self.unwritable_rows += unwritable
         with self._write_lock:
             self._unacked.append((self._seq, line))
@@ -284,7 +302,7 @@ class RecorderClient:
             applied = int(writer.get_meta("batch_seq") or 0)
             for number, line in list(self._unacked):
                 if number > applied:
-                    writer.apply(decode(line)["rows"])
+                    writer.apply(rows_of(line))
                     writer.meta("batch_seq", number)
             writer.resolve_alerts(self._clock.time())
             writer.meta("ended_seconds", self._clock.time())

@@ -1,6 +1,7 @@
 """What travels through the two pipes: one JSON object a line, its kind under ``"t"``.
 
-Kernel to recorder: the configuration (first line), ``batch`` (seq, rows), ``configure`` (rev,
+Kernel to recorder: the configuration (first line), ``batch`` (seq, rows, and how many bytes of
+packed rows follow its line), ``configure`` (rev,
 settings), ``busy`` (value), ``verb`` (id, verb, arguments), ``answer`` (id of a command, ok,
 message), ``sync``, ``end`` (reason). Recorder to kernel: ``ready``, ``ack`` (seq), ``alert``,
 ``event``, ``command`` (id, verb, arguments, who), ``answer`` (id of a verb), ``configured`` (rev),

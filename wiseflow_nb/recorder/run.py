@@ -54,6 +54,10 @@ def run(
     except OSError as error:
         writer.close()
         raise StoreError(f"the ring in {directory} cannot be made: {error}") from error
+    if ring.resumed_at is not None:
+        # What the last recorder had not written yet: up to some seconds, which the ring alone has.
+        for sample in ring.left_after(writer.last_sample_seconds()):
+            writer.sample(sample)
     room.take()
     own = frozenset({os.getpid()}) if config.own_process else frozenset()
     probe = Probe(config.pid, config.settings.plan.disk_path, exclude_pids=own)
@@ -73,6 +77,7 @@ def run(
     keeper.silent_since = ring.resumed_at
     keeper.on_remade = ring.remake_soon
     keeper.free_room = room.release
+    keeper.kill_files = lambda: probe.kill_files
     _write_start(writer, config, probe, clock)
     link.start()
     link.send({"t": "ready", "pid": os.getpid(), "limit_source": probe.limits.limit_source})

@@ -51,7 +51,7 @@ def diagnose(facts: Facts) -> tuple[Cause, ...]:
         found = [cause for rule in (_idle, _commanded) if (cause := rule(facts)) is not None]
         return _ranked([*found, _ordered(facts)])
     grown = growth_of(facts)
-    memory = _oom_kill(facts, grown) or _memory_at_limit(facts, grown)
+    memory = _oom_kill(facts, grown) or _oom_kill_of_all(facts, grown) or _memory_at_limit(facts, grown)
     resource = [cause for cause in (memory, *(rule(facts) for rule in _CRASH_RULES)) if cause is not None]
     if not resource:
         resource.append(_vanished(facts))
@@ -173,6 +173,30 @@ def _oom_kill(facts: Facts, grown: tuple[Growth, ...]) -> Cause | None:
         )
         return Cause("oom", sentence, Confidence.LIKELY, evidence)
     return None
+
+
+def _oom_kill_of_all(facts: Facts, grown: tuple[Growth, ...]) -> Cause | None:
+    """The recorder went as well, but the counter is still there: kills that came after the last sample."""
+    alive = facts.last_alive
+    before = alive.container_memory_oom_kills_total if alive is not None else math.nan
+    if alive is None or not facts.oom_kills_now > before:
+        return None
+    full = max(alive.memory_working_set_bytes, _projected(facts, alive)) >= MEMORY_AT_LIMIT * alive.memory_limit_bytes
+    named = f", while {grown[0].label} grew" if grown else ""
+    kills = facts.oom_kills_now - before
+    line = f"OOM kills counted: {before:.0f} at {_clock(alive)}{_presence(alive)}, {facts.oom_kills_now:.0f} as of this report"
+    evidence = (line, *_memory_lines(facts), *growth_lines(grown))
+    if full:
+        sentence = (
+            f"The OOM killer likely killed the kernel: the container was out of memory "
+            f"(limit {size(alive.memory_limit_bytes)}){named}; its recorder went with it."
+        )
+        return Cause("oom", sentence, Confidence.LIKELY, evidence)
+    sentence = (
+        f"The OOM killer has been at work since the kernel was last seen ({kills:.0f} killed){named}; "
+        "memory was not at its limit then, so the kill may have come later."
+    )
+    return Cause("oom", sentence, Confidence.POSSIBLE, evidence)
 
 
 def _took_the_kernel(before: Sample, after: Sample, alive: Sample) -> bool:

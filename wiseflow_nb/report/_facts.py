@@ -85,7 +85,9 @@ class Facts:
     Times are seconds since the epoch. ``samples`` are those of the last minutes, oldest first;
     ``first`` is the oldest that is kept. ``tasks`` and ``cells`` are those that were in flight at the end
     or ran in the last minutes, with the states that were written (not LOST). ``host_now``,
-    ``boot_id_now`` and ``boot_seconds_now`` are those of the machine that reads.
+    ``boot_id_now`` and ``boot_seconds_now`` are those of the machine that reads. ``oom_kills_now`` is
+    the container's counter as it is read for the report, where nothing outlived a crash to read it
+    then; NaN elsewhere.
     """
 
     info: SessionInfo
@@ -107,6 +109,7 @@ class Facts:
     events: tuple[EventRecord, ...] = ()
     shutdowns: tuple[Shutdown, ...] = ()
     thresholds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    oom_kills_now: float = NAN
     dropped_rows: int = 0
     task_counts: Mapping[str, int] = field(default_factory=dict)
 

@@ -60,6 +60,8 @@ def gather(
     host: str,
     boot_id: str,
     boot_seconds: float,
+    pid_namespace: str = "",
+    count_kills: Callable[[Sequence[str]], float] | None = None,
 ) -> Facts:
     """Return the facts.
 
@@ -75,6 +77,11 @@ def gather(
         Seconds since the epoch.
     host, boot_id, boot_seconds
         Of the machine that reads: its name, its boot and when that was (seconds since the epoch).
+    pid_namespace
+        That of the process that reads: in another one the same path can be another group.
+    count_kills
+        ``count_kills(paths)``: the OOM kills that these files count now. Asked where the recorder went
+        with the kernel, and nobody was left to count. Default: not asked.
     """
     meta = record.meta()
     heartbeat = _number(meta.get("heartbeat"))
@@ -110,7 +117,15 @@ def gather(
         dropped_rows=sum(int(_number(meta.get(key), 0.0)) for key in ("dropped_rows", "lost_rows")),
         task_counts=record.task_counts(),
     )
+    here = facts.host_now == info.host and facts.boot_id_now == facts.boot_id
+    same = here and pid_namespace == identity.get("pid_namespace")
+    if same and facts.crashed and not facts.marked and count_kills is not None:
+        facts = replace(facts, oom_kills_now=count_kills(_paths(meta.get("kill_files"))))
     return replace(facts, alerts=_alerts(record, facts, begin))
+
+
+def _paths(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def _alerts(record: Record, facts: Facts, begin: float) -> tuple[AlertView, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ class Telling:
 
     @staticmethod
     def _identify() -> Any:
-        """The identity of this process: its ``host`` and ``boot_id`` are looked at."""
+        """The identity of this process: its ``host``, ``boot_id`` and ``pid_namespace`` are looked at."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _count_kills(paths: Sequence[str]) -> float:
+        """The OOM kills that these files count now."""
         raise NotImplementedError
 
     def snapshot(self, since_rev: int = 0) -> Snapshot:
@@ -43,7 +49,15 @@ class Telling:
         store, now, here = self._store(), time.time(), self._identify()
         boot = psutil.boot_time()
         facts = gather(
-            store, self.rows, store.info(now), now=now, host=here.host, boot_id=here.boot_id, boot_seconds=boot
+            store,
+            self.rows,
+            store.info(now),
+            now=now,
+            host=here.host,
+            boot_id=here.boot_id,
+            boot_seconds=boot,
+            pid_namespace=here.pid_namespace,
+            count_kills=self._count_kills,
         )
         return Report.of(facts)
 

@@ -154,3 +154,23 @@ def _line(wanted: bytes) -> functools.partial[float]:
 
 def _seconds(data: bytes) -> tuple[float, float]:
     return _linux.value_of(data, _USAGE) / 1e6, _linux.value_of(data, _THROTTLED) / 1e6
+
+
+def count_kills(paths: Sequence[str]) -> float:
+    """Return the OOM kills that files such as ``Probe.kill_files`` count now; NaN if one cannot be read.
+
+    Examples
+    --------
+    >>> count_kills(["/nowhere/memory.events"])
+    nan
+    """
+    try:
+        counts = [_linux.value_of(_beginning(path), _KILLS) for path in paths]
+    except (OSError, ValueError):
+        return NAN
+    return sum(counts) if counts else NAN
+
+
+def _beginning(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(512)

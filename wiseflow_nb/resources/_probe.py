@@ -20,7 +20,7 @@ from wiseflow_nb.resources._container import PRESSURES, Container
 from wiseflow_nb.resources._disk import Disk, Disks
 from wiseflow_nb.resources._files import KeptFiles
 from wiseflow_nb.resources._host import Host, LinuxHost
-from wiseflow_nb.resources._limits import Bound, bound
+from wiseflow_nb.resources._limits import Bound, bound, kill_files
 from wiseflow_nb.resources._part import CHEAP_SECONDS, FAILURES, Part, Values
 from wiseflow_nb.resources._portable import PortableHost, PortableTree
 from wiseflow_nb.resources._together import Together
@@ -201,6 +201,11 @@ class Probe:
     def limits(self) -> Limits:
         """The effective limits, as of the last look."""
         return self._bound.limits
+
+    @property
+    def kill_files(self) -> tuple[str, ...]:
+        """Where the OOM kills are counted that bear on the process; empty where nothing counts them."""
+        return kill_files(self._bound)
 
     @property
     def disk_path(self) -> str:

@@ -121,9 +121,20 @@ class RingWriter:
 
     def newest(self) -> tuple[float, ...] | None:
         """The row that was written last, or None before the first."""
-        if self._count == 0:
-            return None
-        return self._row.unpack_from(self._map, HEADER_BYTES + ((self._count - 1) % self.capacity) * self._row.size)
+        return None if self._count == 0 else self._at(self._count - 1)
+
+    def after(self, seconds: float) -> list[tuple[float, ...]]:
+        """The rows at the end that were taken later than a moment (epoch seconds), oldest first."""
+        found: list[tuple[float, ...]] = []
+        for number in range(self._count - 1, max(self._count - self.capacity, 0) - 1, -1):
+            row = self._at(number)
+            if not row[0] > seconds:
+                break
+            found.append(row)
+        return found[::-1]
+
+    def _at(self, number: int) -> tuple[float, ...]:
+        return self._row.unpack_from(self._map, HEADER_BYTES + (number % self.capacity) * self._row.size)
 
     def copied_to(self, path: str) -> RingWriter:
         """Go on in another file that holds the same rows; this one is closed.

@@ -87,6 +87,10 @@ class SampleWriter:
                 if row[0] > covered:
                     tier.add(row)
 
+    def last_seconds(self) -> float:
+        """The time of the newest raw sample in the file, or -inf."""
+        return self._covered(0)
+
     def _covered(self, number: int) -> float:
         """The time of the last sample that a tier has in a block."""
         (end,) = self._db.execute("SELECT max(end_seconds) FROM samples WHERE tier = ?", (number,)).fetchone()

@@ -68,6 +68,13 @@ _STATEMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def bindable(value: Any) -> Any:
     """Return a value that SQLite stores as what it means: bounded valid text, JSON for the rest."""
+    kind = type(value)
+    if kind is float or value is None:
+        return value
+    if kind is str and len(value) <= MAX_TEXT:
+        return valid_text(value)
+    if (kind is list or kind is tuple) and not value:
+        return "[]"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return math.copysign(math.inf, value > 0 or -1)
     if value is None or isinstance(value, (int, float)):
@@ -96,7 +103,7 @@ def _json_text(value: Any) -> str:
     # As letters, not as escapes: a lone surrogate is to be found and replaced like that of any other text.
     text = json.dumps(value, ensure_ascii=False)
     while len(text) > MAX_TEXT:
-        value = value[: len(value) // 2] if isinstance(value, list) else {"cut": text[:1000]}
+        value = value[: len(value) // 2] if isinstance(value, (list, tuple)) else {"cut": text[:1000]}
         text = json.dumps(value, ensure_ascii=False)
     return text
 
@@ -219,7 +226,7 @@ class StoreWriter:
             statement, columns = known
             if isinstance(values, Mapping):
                 values = [values.get(name) for name in columns]
-            elif not isinstance(values, list) or len(values) != len(columns):
+            elif not isinstance(values, (list, tuple)) or len(values) != len(columns):
                 unknown += 1
                 continue
             self._db.execute(statement, [bindable(value) for value in values])
@@ -267,6 +274,10 @@ class StoreWriter:
     def sample(self, sample: Sample) -> None:
         """Take one sample into the open block and the open buckets; in memory only until ``write_blocks``."""
         self._samples.add(sample)
+
+    def last_sample_seconds(self) -> float:
+        """The time of the newest sample in the file (epoch seconds), or -inf."""
+        return self._samples.last_seconds()
 
     @property
     def full_blocks(self) -> int:

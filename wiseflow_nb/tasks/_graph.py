@@ -8,21 +8,20 @@ from typing import Any, TypeVar
 from wiseflow_nb.tasks.task import Task
 
 NodeT = TypeVar("NodeT")
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+#: Of these kinds nothing is a task or holds one.
+PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
 def referenced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Task[Any]]:
     """Every task among the arguments, also one level deep in a list, tuple or dict, each once."""
-    found: dict[int, Task[Any]] = {}
-    for value in (*args, *kwargs.values()):
+    found: list[Task[Any]] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
         kind = type(value)
         if kind is Task:
-            found[id(value)] = value
-        elif kind not in _PLAIN:
-            for item in _members(value):
-                if isinstance(item, Task):
-                    found[id(item)] = item
-    return list(found.values())
+            found.append(value)
+        elif kind not in PLAIN:
+            found += [item for item in _members(value) if isinstance(item, Task)]
+    return found if len(found) < 2 else list(dict.fromkeys(found))
 
 
 def swapped(
@@ -68,7 +67,7 @@ def _members(value: Any) -> Iterator[Any]:
 
 def swapped_value(value: Any, swap: Callable[[Task[Any]], Any]) -> Any:
     """One argument with each task in it replaced."""
-    if type(value) in _PLAIN:
+    if type(value) in PLAIN:
         return value
     if isinstance(value, Task):
         return swap(value)

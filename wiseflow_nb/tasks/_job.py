@@ -1,8 +1,10 @@
 """What the manager keeps of a task while it lives; every field is guarded by the manager's lock.
 
 Most fields of most tasks never leave their first value, so it is read from the class and an instance
-holds only what is its own: a task is made in a microsecond and kept in a few hundred bytes. (Beyond
-thirty fields of its own an instance would lose the table of names that it shares with all others.)
+holds only what is its own: a task is made in a microsecond and kept in a few hundred bytes. The table
+of an instance's own names is shared by all, as long as a name was known before many instances were
+made, and up to thirty names: an instance that needs another gets a dictionary of its own, which costs
+more than the task. So the names that most tasks need are made known first (``share_names``).
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from typing import Any
 from wiseflow_nb.context import RemoteRun, TaskContext
 from wiseflow_nb.errors import TaskSkippedError
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
-from wiseflow_nb.tasks._machine import STATES, Stop, decoded
+from wiseflow_nb.tasks._machine import PENDING, STATES, Stop, decoded
 from wiseflow_nb.tasks._options import TaskOptions
 from wiseflow_nb.tasks._timer import TimerHandle
-from wiseflow_nb.tasks.task import Task
+from wiseflow_nb.tasks.task import Task, share_names
 
 
 class Attempt(TaskContext):
@@ -96,6 +98,7 @@ class Attempt(TaskContext):
 class Job:
     """A task as the manager knows it. Its state is ``code``, and nowhere else."""
 
+    code = PENDING
     # What a record tells, besides the fields set below.
     attempts = 0
     reason = ""
@@ -151,17 +154,16 @@ class Job:
         number: int,
         task_id: str,
         name: str,
-        code: int,
         kind: str,
         options: TaskOptions,
         call: tuple[Any, tuple[Any, ...], dict[str, Any]],
         task: Task[Any],
         variables: contextvars.Context,
+        created_seconds: float,
     ) -> None:
         self.number = number
         self.task_id = task_id
         self.name = name
-        self.code = code
         self.kind = kind
         self.options = options
         self.call = call
@@ -171,7 +173,7 @@ class Job:
         self.variables: contextvars.Context | None = variables
         #: Own class, or the highest class of those that wait for this task.
         self.level: Priority = options.priority
-        self.created_seconds = NAN
+        self.created_seconds = created_seconds
 
     @property
     def state(self) -> TaskState:
@@ -199,6 +201,8 @@ class Job:
         made, attempt = self._record, self.attempt
         if made is not None and made.rev == self.rev and attempt is None:
             return made
+        # Read first: who asks may not hold the lock, and what changes meanwhile has a later revision.
+        rev = self.rev
         made = TaskRecord(
             self.task_id,
             self.name,
@@ -224,7 +228,7 @@ class Job:
             self.parents,
             self.options.tags,
             self.retry_of,
-            self.rev,
+            rev,
         )
         self._record = made
         return made
@@ -239,6 +243,18 @@ class Job:
     def __repr__(self) -> str:
         return f"<Job {self.label} {self.state}>"
 
+
+share_names(
+    Job,
+    "number task_id name kind options call task task_ref variables level created_seconds ready_at ready_seconds "
+    "code been rev place holds attempt attempts started_seconds queue_seconds figures finished_seconds "
+    "parents dependencies remaining dependents reason _record",
+)
+share_names(
+    Attempt,
+    "job attempt started_at ended asked wall_seconds cpu_seconds cpu_source value error driver coroutine "
+    "_token _output _cleanups stop asked_at timer remote",
+)
 
 #: What is left of the call of a task that has completed.
 NO_CALL: tuple[Any, tuple[Any, ...], dict[str, Any]] = (None, (), {})

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from wiseflow_nb.clock import Clock
-from wiseflow_nb.records import TaskRecord, TaskState, TaskTransition
+from wiseflow_nb.records import HasRecord, TaskRecord, TaskState, TaskTransition
 from wiseflow_nb.tasks._job import Job
 from wiseflow_nb.tasks._machine import (
     CANCELLING,
@@ -18,15 +18,17 @@ from wiseflow_nb.tasks._machine import (
     FIRST_TERMINAL,
     KEPT_MOVES,
     MOVES,
+    PENDING,
     RUNNING,
     STATES,
     check_move,
-    went,
 )
 from wiseflow_nb.tasks._stalled import UsualTimes
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 OnChange = Callable[[TaskRecord, TaskTransition | None], None]
+#: As ``OnChange``, with what gives the record when it is asked for it.
+OnMove = Callable[[HasRecord, TaskTransition | None], None]
 
 #: Records of finished tasks that are kept; the oldest are dropped.
 FINISHED_KEPT = 100_000
@@ -35,9 +37,9 @@ FINISHED_KEPT = 100_000
 class Ledger:
     """Tasks by id and by the order of their last change."""
 
-    def __init__(self, clock: Clock, on_change: OnChange | None, kept: int = FINISHED_KEPT) -> None:
+    def __init__(self, clock: Clock, on_move: OnMove | None, kept: int = FINISHED_KEPT) -> None:
         self._clock = clock
-        self._on_change = on_change
+        self._on_move = on_move
         self._kept = kept
         self._finished: deque[Job] = deque()
         # One entry a change, the newest last: of a task's entries the last is the one that counts.
@@ -46,7 +48,8 @@ class Ledger:
         self._counts = [0] * len(STATES)
         self.jobs: dict[str, Job] = {}
         self.rev = 0
-        self.seq = 0
+        # Changes without a transition: a revision is the number of a transition but for these.
+        self._touches = 0
         self.callback_failures = 0
         self.usual = UsualTimes()
 
@@ -62,17 +65,16 @@ class Ledger:
 
     def born(self, job: Job) -> None:
         """Enter a new task; it tells the state it begins in."""
-        if job.code > 1:
+        code = job.code
+        if code > PENDING:
             check_move(job.task_id, (), None, job.state)
         self.jobs[job.task_id] = job
-        self._counts[job.code] += 1
-        if self._on_change is None:
-            self.seq += 1
-            job.been = job.code + 1
-            job.rev = self.rev = self.rev + 1
-            self._changes.append(job)
-        else:
-            self._write(job, None)
+        self._counts[code] += 1
+        job.been = code + 1
+        job.rev = self.rev = self.rev + 1
+        self._changes.append(job)
+        if self._on_move is not None:
+            self._tell_move(job, None)
 
     def move(self, job: Job, code: int, reason: str = "") -> None:
         """Make one legal transition; whatever else changes in that moment has been written to the job."""
@@ -85,25 +87,32 @@ class Ledger:
         job.code = code
         if reason or job.reason:
             job.reason = reason
-        if self._on_change is None and len(self._changes) < self._tidy_at:
-            # As ``_write`` does, without the calls: this is most of what a task costs.
-            self.seq += 1
-            job.been = (job.been << 4 | code + 1) & KEPT_MOVES
-            job.rev = self.rev = self.rev + 1
-            self._changes.append(job)
-        else:
-            self._write(job, source)
+        job.been = job.been << 4 | code + 1
+        job.rev = self.rev = self.rev + 1
+        self._changes.append(job)
+        if self._on_move is not None:
+            self._tell_move(job, source)
         if code >= FIRST_TERMINAL:
             if code == COMPLETED:
                 self.usual.add(job.name, job.figures[0])
             self._finished.append(job)
             if len(self._finished) > self._kept:
                 self._drop(self._finished.popleft())
+            if len(self._changes) > self._tidy_at:
+                self._tidy()
+        elif code == PENDING:
+            # Each attempt comes by here: so a history does not grow without end.
+            job.been &= KEPT_MOVES
 
     def touch(self, job: Job) -> None:
         """Something of a task changed without a transition."""
-        self._enter(job)
-        self._tell(job, None)
+        self._touches += 1
+        job.rev = self.rev = self.rev + 1
+        self._changes.append(job)
+        if len(self._changes) > self._tidy_at:
+            self._tidy()
+        if self._on_move is not None:
+            self._tell(job, None)
 
     def since(self, rev: int) -> tuple[TaskRecord, ...]:
         """Records changed after ``rev``, in order of change."""
@@ -120,30 +129,32 @@ class Ledger:
                 last = job.rev
                 yield job
 
-    def _write(self, job: Job, source: int | None) -> None:
-        self.seq += 1
-        job.been = went(job.been, job.code)
-        self._enter(job)
-        if self._on_change is not None:
-            before = "" if source is None else STATES[source].value
-            now = self._clock.time()
-            move = TaskTransition(self.seq, job.task_id, job.attempts, before, STATES[job.code], now, job.reason)
-            self._tell(job, move)
+    @property
+    def seq(self) -> int:
+        """The number of the last transition."""
+        return self.rev - self._touches
 
-    def _enter(self, job: Job) -> None:
-        self.rev += 1
-        job.rev = self.rev
-        self._changes.append(job)
-        if len(self._changes) > self._tidy_at:
-            self._changes = [*self.changed(0)][::-1]
-            # Each change pays for its share of the next tidying, whatever the number of tasks.
-            self._tidy_at = 4096 + 2 * len(self._changes)
+    def _tidy(self) -> None:
+        kept = []
+        last = self.rev + 1
+        for job in reversed(self._changes):
+            if job.rev < last and not job.dropped:
+                last = job.rev
+                kept.append(job)
+        kept.reverse()
+        self._changes = kept
+        # Each change pays for its share of the next tidying, whatever the number of tasks.
+        self._tidy_at = 4096 + 2 * len(self._changes)
+
+    def _tell_move(self, job: Job, source: int | None) -> None:
+        before = "" if source is None else STATES[source].value
+        now = self._clock.time()
+        self._tell(job, TaskTransition(self.seq, job.task_id, job.attempts, before, STATES[job.code], now, job.reason))
 
     def _tell(self, job: Job, transition: TaskTransition | None) -> None:
-        if self._on_change is None:
-            return
+        assert self._on_move is not None
         try:
-            self._on_change(job.record, transition)
+            self._on_move(job, transition)
         except Exception:  # the caller's code: counted, and logged once with its traceback
             self.callback_failures += 1
             if self.callback_failures == 1:
@@ -153,3 +164,14 @@ class Ledger:
         del self.jobs[job.task_id]
         job.dropped = True
         self._counts[job.code] -= 1
+
+
+def with_records(on_change: OnChange, on_move: OnMove | None) -> OnMove:
+    """Both as one; the record is made for each change."""
+
+    def both(job: HasRecord, transition: TaskTransition | None) -> None:
+        if on_move is not None:
+            on_move(job, transition)
+        on_change(job.record, transition)
+
+    return both

@@ -21,18 +21,31 @@ from typing import Any
 from wiseflow_nb.clock import Clock, SystemClock
 from wiseflow_nb.errors import TaskCancelledError, TaskSkippedError, TaskTimeoutError, WorkerLostError
 from wiseflow_nb.futures import settle
+from wiseflow_nb.pool._crew import YIELDS
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _cleanup, _output
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._job import NO_CALL, Attempt, Effects, Job
-from wiseflow_nb.tasks._ledger import Ledger, OnChange
+from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
-from wiseflow_nb.tasks.task import Task
+from wiseflow_nb.tasks.task import FINISHED, Task
 
 #: Bound of a stored traceback, in characters; the end is what tells most.
 TRACEBACK_KEPT = 8192
+
+
+def give_way(lock: threading.Lock) -> None:
+    """Before a lock is acquired that another thread holds for a few steps: let that thread go on.
+
+    Whoever queues for a lock is woken for it and then waits for the interpreter, while the other finds
+    the lock taken and queues in turn: each step costs a change of threads.
+    """
+    for _ in range(YIELDS):
+        time.sleep(0)
+        if not lock.locked():
+            return
 
 
 class Lives:
@@ -45,7 +58,7 @@ class Lives:
         limit: int,
         room: int,
         admission: Admission,
-        on_change: OnChange | None,
+        on_move: OnMove | None,
         id_prefix: str,
     ) -> None:
         self.lock = threading.Lock()
@@ -54,7 +67,7 @@ class Lives:
         self.machine_time = isinstance(clock, SystemClock)
         self._monotonic: Callable[[], float] = time.monotonic if self.machine_time else clock.monotonic
         self._time: Callable[[], float] = time.time if self.machine_time else clock.time
-        self.ledger = Ledger(clock, on_change)
+        self.ledger = Ledger(clock, on_move)
         self.slots = Slots(limit, room, admission)
         self.timers = Timers(clock, "wiseflow-timer")
         self.handlers: list[_cleanup.Registered] = []
@@ -129,59 +142,68 @@ class Lives:
                 found.append((job.record, job.attempt.progress_at, job.attempt.asked_at))
         return found
 
-    def _code_ended(self, attempt: Attempt, now: float, effects: Effects) -> Task[Any] | None:
+    def _code_ended(self, attempt: Attempt, now: float, wall: float, effects: Effects) -> Task[Any] | None:
         # The common end, in one go: completed, nothing to clean up. Return the task to settle; what
-        # else has to follow is left to ``attempt_ended``, after cleanup.
+        # else has to follow is left to ``attempt_ended``, after cleanup. ``now`` is monotonic, ``wall`` epoch.
         job = attempt.job
-        attempt.ended = True
-        attempt.wall_seconds = now - attempt.started_at
+        options = job.options
+        wall_seconds = now - attempt.started_at
+        remote = attempt.remote
         if (
             attempt.error is not None
             or attempt.asked
-            or attempt.failures
             or job.attempt is not attempt
-            or (self.handlers and _cleanup.always(job.options, self.handlers))
-            or job.options.cleanup_always
+            or options.cleanup_always
+            or (self.handlers and _cleanup.always(options, self.handlers))
+            or (remote is not None and attempt.failures)
         ):
+            attempt.ended = True
+            attempt.wall_seconds = wall_seconds
             return None
         # As ``_leave``, ``_finish`` and ``_close_job`` do, for the end that is nearly every task's.
         job.attempt = None
         if attempt.timer is not None:
             attempt.timer.cancel()
-        slots = self.slots
         if job.holds:
             job.holds = False
-            slots.held -= 1
+            self.slots.held -= 1
             if job.kind != "async":
-                slots.threads_held -= 1
-        job.figures = (attempt.wall_seconds, attempt.cpu_seconds, attempt.cpu_source)
-        job.finished_seconds = self._time()
-        if attempt.remote is not None:
+                self.slots.threads_held -= 1
+        job.figures = (wall_seconds, attempt.cpu_seconds, attempt.cpu_source)
+        job.finished_seconds = wall
+        if remote is not None:
             job.memory_peak_bytes, job.memory_source = attempt.memory_peak_bytes, attempt.memory_source
             job.output_tail = attempt.output_tail
         elif attempt._output is not None or job.attempts > 1:
             job.output_tail = attempt.output_tail
         self.ledger.move(job, COMPLETED, job.reason)
-        if job.deadline is not None or job.retry_timer is not None or job.dependencies or job.takes:
+        if job.dependencies:
+            # All of them have ended: nobody is left who could have lent them a class.
+            job.dependencies = ()
+        if job.deadline is not None or job.retry_timer is not None or job.takes:
             self._let_go(job, effects)
         job.call, job.variables = NO_CALL, None
         children = job.dependents
         if children is not None:
             job.dependents = None
-            kept = job.options.keep_result
+            kept = options.keep_result
             for child in children:
                 if child.code == WAITING:
                     if not kept:
                         self._one_less(child, job)
-                    elif child.remaining == 1:
-                        child.remaining = 0
-                        self._make_ready(child)
-                    else:
+                    elif child.remaining > 1:
                         child.remaining -= 1
+                    else:
+                        child.remaining = 0
+                        child.ready_at = now
+                        child.ready_seconds = wall
+                        self.ledger.move(child, PENDING)
+                        self.slots.push(child)
         task, job.task = job.task, None
         if task is not None:
             # Under the lock, so that those that depend on it find the value; waking whoever waits follows.
-            task._finish(attempt.value)
+            task._result = attempt.value
+            task._end = FINISHED
         return task
 
     def _verdict(self, attempt: Attempt) -> TaskState:
@@ -317,8 +339,10 @@ class Lives:
         self._let_go(job, effects)
         if job.attempts == 0 and isinstance(job.call[0], Coroutine):
             effects.append(job.call[0].close)  # never started: nothing will await it
+        # The code may have run in them, and left there what leads to its error.
+        job.variables = None
         if state is TaskState.COMPLETED:
-            job.call, job.variables = NO_CALL, None
+            job.call = NO_CALL
         task, job.task = job.task, None
         if task is not None:
             effects.append(functools.partial(self._settle, job, task, state, value, error))

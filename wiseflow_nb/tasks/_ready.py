@@ -28,8 +28,10 @@ class ReadyQueue:
         self._live = [0] * len(Priority)
         self._orderly: tuple[deque[Job], ...] = tuple(deque() for _ in Priority)
         self._late: tuple[list[tuple[int, Job]], ...] = tuple([] for _ in Priority)
-        # When each task of a class climbs to the next, in order; those out of order in a heap.
-        self._climbs: tuple[deque[tuple[float, Job]], ...] = tuple(deque() for _ in range(_CEILING))
+        # When each task of a class climbs to the next, in order; those out of order in a heap. Two rows
+        # side by side: a pair for each task would be one more object to make and to keep.
+        self._climbs: tuple[deque[Job], ...] = tuple(deque() for _ in range(_CEILING))
+        self._dues: tuple[deque[float], ...] = tuple(deque() for _ in range(_CEILING))
         self._late_climbs: list[tuple[float, int, int, Job]] = []
         self._next_climb = math.inf
 
@@ -49,7 +51,22 @@ class ReadyQueue:
     def push(self, job: Job) -> None:
         """Queue a job that is ready since ``job.ready_at``, in its own class."""
         self.count += 1
-        self._enter(job, int(job.level))
+        level = job.level
+        if level == 1:
+            # Nearly always: of the usual class, and ready no earlier than what is queued.
+            dues, due = self._dues[1], job.ready_at + AGEING_SECONDS
+            orderly = self._orderly[1]
+            if orderly and dues and dues[-1] <= due and (last := orderly[-1]).place == 1 and last is not job:
+                job.place = 1
+                self._live[1] += 1
+                if last.number < job.number:
+                    orderly.append(job)
+                else:
+                    heapq.heappush(self._late[1], (job.number, job))
+                dues.append(due)
+                self._climbs[1].append(job)
+                return
+        self._enter(job, int(level))
 
     def discard(self, job: Job) -> None:
         """Take a queued job out; one that is not queued stays so."""
@@ -67,15 +84,18 @@ class ReadyQueue:
     def pop(self, now: float) -> Job | None:
         """Take the job whose turn it is, or None when the queue is empty."""
         if now < self._next_climb and self._live[1] == self.count:
-            # Nearly always: all of one class, in order.
+            # Nearly always: all of one class.
             orderly, late = self._orderly[1], self._late[1]
-            if not late and orderly:
-                job = orderly.popleft()
-                if job.place == 1:
-                    self._live[1] -= 1
-                    self.count -= 1
-                    job.place = -1
-                    return job
+            job = orderly[0] if orderly else None
+            if late and (job is None or late[0][0] < job.number):
+                job = heapq.heappop(late)[1]
+            elif job is not None:
+                orderly.popleft()
+            if job is not None and job.place == 1:
+                self._live[1] -= 1
+                self.count -= 1
+                job.place = -1
+                return job
         head = self.head(now)
         if head is None:
             return None
@@ -113,25 +133,28 @@ class ReadyQueue:
             heapq.heappush(self._late[level], (job.number, job))
         if level < _CEILING:
             due = job.ready_at + AGEING_SECONDS * (level - job.level + 1)
-            climbs = self._climbs[level]
-            while climbs and climbs[0][1].place != level:
+            climbs, dues = self._climbs[level], self._dues[level]
+            while climbs and climbs[0].place != level:
                 climbs.popleft()
+                dues.popleft()
             if due < self._next_climb:
                 self._next_climb = due
-            if not climbs or climbs[-1][0] <= due:
-                climbs.append((due, job))
+            if not climbs or dues[-1] <= due:
+                climbs.append(job)
+                dues.append(due)
             else:
                 heapq.heappush(self._late_climbs, (due, job.number, level, job))
 
     def _age(self, now: float) -> None:
-        for level, climbs in enumerate(self._climbs):
-            while climbs and (climbs[0][0] <= now or climbs[0][1].place != level):
-                self._climb(climbs.popleft()[1], level, now)
+        for level, (climbs, dues) in enumerate(zip(self._climbs, self._dues, strict=True)):
+            while climbs and (dues[0] <= now or climbs[0].place != level):
+                dues.popleft()
+                self._climb(climbs.popleft(), level, now)
         late = self._late_climbs
         while late and (late[0][0] <= now or late[0][3].place != late[0][2]):
             _, _, level, job = heapq.heappop(late)
             self._climb(job, level, now)
-        heads = [climbs[0][0] for climbs in self._climbs if climbs]
+        heads = [dues[0] for dues in self._dues if dues]
         heads += [item[0] for item in late[:1]]
         self._next_climb = min(heads, default=math.inf)
 

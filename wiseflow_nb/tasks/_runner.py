@@ -17,13 +17,14 @@ import types
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from wiseflow_nb.context import enter_task
+from wiseflow_nb.context import _current, enter_task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.tasks import _cleanup
-from wiseflow_nb.tasks._graph import swapped, swapped_value
+from wiseflow_nb.tasks._graph import PLAIN, swapped, swapped_value
 from wiseflow_nb.tasks._job import Attempt, Job
 from wiseflow_nb.tasks._machine import COMPLETED
+from wiseflow_nb.tasks._options import NO_RETRY
 from wiseflow_nb.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -89,9 +90,11 @@ class Runner:
         owed = 0
         while attempt is not None:
             ended = attempt
-            variables = ended.job.variables
+            job = ended.job
+            variables = job.variables
             assert variables is not None
-            variables = variables.copy()
+            if job.options.retry is not NO_RETRY or job.options.idempotent:
+                variables = variables.copy()
             variables.run(_call, ended)
             ended.asked = ended._token is not None and ended.cancelled
             ended.cpu_seconds = gauge.step()
@@ -147,13 +150,15 @@ class Runner:
         owed, fit = 0, True
         while attempt is not None:
             ended = attempt
-            variables = ended.job.variables
+            job = ended.job
+            variables = job.variables
             assert variables is not None
-            run = variables.copy().run
-            # From here to where it is None again a cancel goes into the user's code, never into ours.
-            ended.driver = me
+            # Each attempt begins with what there was at submit; the only one may have that itself.
+            run = (variables if job.options.retry is NO_RETRY and not job.options.idempotent else variables.copy()).run
             try:
                 waited = run(_open, ended)
+                # From here to where it is None again a cancel goes into the user's code, never into ours.
+                ended.driver = me
                 while True:
                     ended.cpu_seconds += gauge.step()
                     try:
@@ -175,12 +180,14 @@ class Runner:
                 # Without this frame, which goes on and would keep alive whatever it holds by then.
                 ended.error = caught.with_traceback(caught.__traceback__ and caught.__traceback__.tb_next)
             ended.driver = None
-            ended.asked = ended._token is not None and ended.cancelled
+            if ended._token is not None:
+                ended.asked = ended.cancelled
             ended.cpu_seconds += gauge.step()
             ended.cpu_source = "coroutine_steps"
             now = gauge.wall
             # A runner that was ever cancelled retires: a late cancel would hit the next task.
-            fit = fit and not me.cancelling() and not me._must_cancel  # type: ignore[attr-defined]
+            if me._must_cancel or me.cancelling():  # type: ignore[attr-defined]
+                fit = False
             late = now > until
             attempt, unfinished = scheduler.next_coroutine(ended, owed, now, stay=fit and not late, back=fit and late)
             owed = not unfinished
@@ -207,11 +214,12 @@ class Runner:
 
 
 def _call(attempt: Attempt) -> None:
-    enter_task(attempt)
+    _current.set(attempt)
     job = attempt.job
     try:
-        args, kwargs = _arguments(job)
-        call = job.call[0]
+        call, args, kwargs = job.call
+        if job.parents:
+            args, kwargs = _arguments(job)
         if job.kind == "process" and job.task is not None:
             call = job.task._scheduler.processes.call(call)
         value = call(*args, **kwargs)
@@ -226,15 +234,16 @@ def _call(attempt: Attempt) -> None:
 
 def _open(attempt: Attempt) -> Any:
     # Makes the coroutine and takes its first step, inside the task's own context.
-    enter_task(attempt)
+    _current.set(attempt)
     job = attempt.job
-    made = job.call[0]
-    if attempt.cancelled:
+    made, args, kwargs = job.call
+    if attempt._token is not None and attempt.cancelled:
         if type(made) is types.CoroutineType:
             made.close()
         raise asyncio.CancelledError(attempt.token.reason)
     if type(made) is not types.CoroutineType:
-        args, kwargs = _arguments(job)
+        if job.parents:
+            args, kwargs = _arguments(job)
         try:
             made = made(*args, **kwargs)
         except StopIteration as error:  # else it would look like the end of a coroutine
@@ -253,14 +262,14 @@ async def _awaited(made: Any) -> Any:
 
 def _arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
     _, args, kwargs = job.call
-    if not job.parents:
-        return args, kwargs
     if kwargs:
         return swapped(args, kwargs, _result_of)
     taken = [
         # The common case without a call: it has completed, and its value is there.
         (value._result if value._end and value._job.code == COMPLETED else _result_of(value))
         if type(value) is Task
+        else value
+        if type(value) in PLAIN
         else swapped_value(value, _result_of)
         for value in args
     ]

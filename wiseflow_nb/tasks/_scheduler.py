@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextvars
 import functools
-from collections.abc import Coroutine, Iterable
+import types
+from collections.abc import Coroutine
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
-from typing import Any
+from inspect import CO_COROUTINE
+from typing import Any, NoReturn
 
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import (
@@ -28,16 +30,20 @@ from wiseflow_nb.pool._process import ProcessWorkers
 from wiseflow_nb.records import NAN, Priority, TaskState
 from wiseflow_nb.tasks import _output, _waiting
 from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
+from wiseflow_nb.tasks._graph import referenced
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
-from wiseflow_nb.tasks._ledger import OnChange
-from wiseflow_nb.tasks._lives import Lives, describe, perform, short
+from wiseflow_nb.tasks._ledger import OnMove
+from wiseflow_nb.tasks._lives import Lives, describe, give_way, perform, short
 from wiseflow_nb.tasks._loop import TaskLoop
-from wiseflow_nb.tasks._machine import CANCELLING, COMPLETED, FIRST_TERMINAL, PENDING, RUNNING, WAITING, Stop
-from wiseflow_nb.tasks._options import TaskOptions
+from wiseflow_nb.tasks._machine import CANCELLING, COMPLETED, FIRST_TERMINAL, RUNNING, WAITING, Stop
+from wiseflow_nb.tasks._options import TaskOptions, kind_of
 from wiseflow_nb.tasks._runner import Runner
 from wiseflow_nb.tasks._timer import TimerHandle
 from wiseflow_nb.tasks.task import Task
 
+#: One for all calls without.
+NOTHING: list[Task[Any]] = []
+NO_KWARGS: dict[str, Any] = {}
 #: A pool of unknown size is taken to be as large as asked for.
 UNBOUNDED = 1 << 30
 
@@ -53,7 +59,7 @@ class Scheduler(Lives):
         loop: TaskLoop,
         limit: int,
         admission: Admission,
-        on_change: OnChange | None,
+        on_move: OnMove | None,
         id_prefix: str,
     ) -> None:
         super().__init__(
@@ -61,7 +67,7 @@ class Scheduler(Lives):
             limit=limit,
             room=_room(pool),
             admission=admission,
-            on_change=on_change,
+            on_move=on_move,
             id_prefix=id_prefix,
         )
         self.pool = pool
@@ -74,45 +80,55 @@ class Scheduler(Lives):
     # -- submit ------------------------------------------------------------------------------
 
     def submit(
-        self,
-        call: tuple[Any, tuple[Any, ...], dict[str, Any]],
-        options: TaskOptions,
-        *,
-        kind: str,
-        name: str,
-        needed: list[Task[Any]] | None,
-        retry_of: str = "",
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions, retry_of: str = ""
     ) -> Task[Any]:
-        """Enter a task; ``needed`` are the tasks among its arguments."""
+        """Enter a call as a task; see ``TaskManager.submit``."""
+        if type(fn) is types.FunctionType and options.kind == "auto":
+            kind = "async" if fn.__code__.co_flags & CO_COROUTINE else "thread"
+            name = options.name or fn.__qualname__
+        else:
+            kind = kind_of(fn, args, kwargs, options)
+            name = options.name or getattr(fn, "__qualname__", None) or type(fn).__name__
+        needed = referenced(args, kwargs) if args or kwargs else NOTHING
+        if not kwargs:
+            kwargs = NO_KWARGS
         task: Task[Any] = Task(self)
         variables = contextvars.copy_context()
         effects: Effects = []
-        with self.lock:
+        lock = self.lock
+        if lock.locked():
+            give_way(lock)
+        with lock:
             if self.closed:
                 raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
             number = self._numbers + 1
             task_id = f"{self._prefix}{number}"
-            parents: list[Job] = []
+            parents = None
             if needed or options.dependencies:
-                parents = self._parents(task_id, [*(needed or ()), *options.dependencies])
+                parents = self._parents(task_id, needed, options.dependencies)
             self._numbers = number
-            task._job = job = Job(number, task_id, name, PENDING, kind, options, call, task, variables)
-            job.created_seconds = self._time()
+            now = self._time()
+            task._job = job = Job(number, task_id, name, kind, options, (fn, args, kwargs), task, variables, now)
             if retry_of:
                 job.retry_of = retry_of
             if not self._unsettled:
                 self.quiet.clear()
                 _output.begin_routing()
             self._unsettled += 1
-            if not parents or not self._enter_behind(job, parents, effects):
+            slots = self.slots
+            if parents is None or not self._enter_behind(job, parents, effects):
                 job.ready_at = self._monotonic()
-                job.ready_seconds = job.created_seconds
+                job.ready_seconds = now
                 self.ledger.born(job)
-                self.slots.push(job)
+                slots.push(job)
+                # As ``workers_wanted`` and ``runners_wanted`` would find: enough have been called for.
+                if slots.held + (slots.coming if kind == "async" else slots.tickets) < slots.limit:
+                    self._dispatch(effects)
+            elif job.level is not Priority.NORMAL:
+                self._dispatch(effects)  # it may have lent its class to one that is held back
             if options.deadline is not None and job.code < FIRST_TERMINAL:
                 due = self._monotonic() + options.deadline
                 job.deadline = self.timers.at(due, functools.partial(self.deadline_due, job))
-            self._dispatch(effects)
         if effects:
             perform(effects)
         return task
@@ -120,20 +136,23 @@ class Scheduler(Lives):
     def _enter_behind(self, job: Job, parents: list[Job], effects: Effects) -> bool:
         # Enter a task that has dependencies; return False if it is ready all the same.
         job.parents = tuple([parent.task_id for parent in parents])
-        unfinished = []
-        failed = None
-        for parent in parents:
-            if parent.code < FIRST_TERMINAL:
-                unfinished.append(parent)
-            elif parent.code != COMPLETED and failed is None:
-                failed = parent
-        if failed is not None and job.options.trigger == "all_completed":
-            job.code = WAITING
-            self.ledger.born(job)
-            self._skip(job, failed, effects)
-            return True
+        unfinished = [parent for parent in parents if parent.code != COMPLETED]
         if not unfinished:
             return False
+        failed = None
+        for parent in unfinished:
+            if parent.code > COMPLETED:
+                failed = parent
+                break
+        if failed is not None:
+            if job.options.trigger == "all_completed":
+                job.code = WAITING
+                self.ledger.born(job)
+                self._skip(job, failed, effects)
+                return True
+            unfinished = [parent for parent in unfinished if parent.code < FIRST_TERMINAL]
+            if not unfinished:
+                return False
         job.code = WAITING
         self.ledger.born(job)
         job.remaining = len(unfinished)
@@ -148,25 +167,35 @@ class Scheduler(Lives):
                 self._lend(parent, level)
         return True
 
-    def _parents(self, task_id: str, needed: Iterable[Task[Any] | str]) -> list[Job]:
-        parents: dict[int, Job] = {}
-        for item in needed:
-            if type(item) is Task:
-                job: Job | None = item._job
-                if item._scheduler is not self:
-                    raise DependencyError(f"{item!r} belongs to another manager; submit both to the same one")
-                if item._job.code == COMPLETED and item._job.released:
-                    raise DependencyError(
-                        f"{task_id} -> {item.id}: its result was released (keep_result=False); submit this before it ends"
-                    )
+    def _parents(self, task_id: str, needed: list[Task[Any]], named: tuple[Task[Any] | str, ...]) -> list[Job]:
+        parents = []
+        for task in needed:
+            job = task._job
+            if task._scheduler is not self or (job.code == COMPLETED and not job.options.keep_result):
+                self._refuse(task_id, task)
+            parents.append(job)
+        if not named:
+            return parents
+        for item in named:
+            if isinstance(item, Task):
+                found: Job | None = item._job
+                if item._scheduler is not self or (item._job.code == COMPLETED and item._job.released):
+                    self._refuse(task_id, item)
             elif item == task_id:
                 raise DependencyError(f"a task cannot depend on itself: {task_id} -> {task_id}; leave it out")
             else:
-                job = self.ledger.jobs.get(str(item))
-            if job is None:
+                found = self.ledger.jobs.get(item)
+            if found is None:
                 raise DependencyError(f"{task_id} -> {item}: there is no task {item!r}; give a Task or a known id")
-            parents[job.number] = job
-        return list(parents.values())
+            parents.append(found)
+        return list(dict.fromkeys(parents))
+
+    def _refuse(self, task_id: str, needed: Task[Any]) -> NoReturn:
+        if needed._scheduler is not self:
+            raise DependencyError(f"{needed!r} belongs to another manager; submit both to the same one")
+        raise DependencyError(
+            f"{task_id} -> {needed.id}: its result was released (keep_result=False); submit this before it ends"
+        )
 
     def stop_listening(self) -> None:
         """Let the pool forget this scheduler; calling again does no harm."""
@@ -216,13 +245,14 @@ class Scheduler(Lives):
             slots.overdue = slots.overdue or (slots.tickets > 0 and slots.taken_up == taken_up)
         self.wake()
 
-    def _begin(self, job: Job, now: float) -> Attempt:
-        # The one place where an attempt comes to be.
-        job.attempt = attempt = Attempt(job, job.attempts + 1, now)
-        job.attempts = attempt.attempt
-        job.started_seconds = self._time()
+    def _begin(self, job: Job, now: float, wall: float) -> Attempt:
+        # The one place where an attempt comes to be. ``now`` is monotonic, ``wall`` since the epoch.
+        number = job.attempts + 1
+        job.attempt = attempt = Attempt(job, number, now)
+        job.attempts = number
+        job.started_seconds = wall
         job.queue_seconds = now - job.ready_at
-        if attempt.attempt > 1:
+        if number > 1:
             job.finished_seconds = job.progress = NAN
             job.progress_text = ""
         self.ledger.move(job, RUNNING)
@@ -233,12 +263,14 @@ class Scheduler(Lives):
 
     # -- coroutines: called by a runner, on the loop -------------------------------------------
 
-    def first_coroutine(self, owed: int = 0) -> Attempt | None:
+    def first_coroutine(self) -> Attempt | None:
         """A runner that was called for has come: return what it is to run."""
         effects: Effects = []
+        if self.lock.locked():
+            give_way(self.lock)
         with self.lock:
             self.slots.coming -= 1
-            attempt = self._next_coroutine(self._monotonic(), owed, effects)
+            attempt = self._next_coroutine(self._monotonic(), self._time(), effects)
         perform(effects)
         return attempt
 
@@ -265,16 +297,37 @@ class Scheduler(Lives):
         """
         effects: Effects = []
         attempt = None
-        with self.lock:
+        lock = self.lock
+        if lock.locked():
+            give_way(lock)
+        with lock:
             if not self.machine_time:
                 now = self._monotonic()
-            task = self._code_ended(ended, now, effects)
-            if back:
-                self.slots.coming += 1
-            if stay:
-                attempt = self._next_coroutine(now, owed, effects)
+            wall = self._time()
+            task = self._code_ended(ended, now, wall, effects)
+            if owed:
+                if self._unsettled > owed:
+                    self._unsettled -= owed
+                else:
+                    self._settled(owed)
+            slots = self.slots
+            if stay and not slots.returning:
+                job = slots.take_coroutine(now)
+                if job is not None:
+                    attempt = self._begin(job, now, wall)
+                # An end can make several ready at once: those that this runner does not take need others.
+                if (
+                    job is None
+                    or slots.held + slots.coming < slots.limit
+                    or slots.threads.count
+                    or slots.big_threads.count
+                ):
+                    self._dispatch(effects)
+            elif stay:
+                attempt = self._next_coroutine(now, wall, effects)
             else:
-                self._settled(owed)
+                if back:
+                    slots.coming += 1
                 self._dispatch(effects)
         if task is not None and (task._made is not None or not ended.job.options.keep_result):
             self._announce(ended, task)
@@ -286,20 +339,20 @@ class Scheduler(Lives):
         # Without the lock: done-callbacks are user code.
         task._settle(ended.value, None)
         if not ended.job.options.keep_result:
+            if self.lock.locked():
+                give_way(self.lock)
             with self.lock:
                 self._after_settling(ended.job, task)
 
-    def _next_coroutine(self, now: float, owed: int, effects: Effects) -> Attempt | None:
-        if owed:
-            self._settled(owed)
+    def _next_coroutine(self, now: float, wall: float, effects: Effects) -> Attempt | None:
         slots = self.slots
         if slots.returning:
             self._dispatch(effects)
         job = slots.take_coroutine(now)
         # An end can make several ready at once: those that this runner does not take need others.
-        if job is None or slots.ready_count:
+        if job is None or slots.held + slots.coming < slots.limit or slots.threads.count or slots.big_threads.count:
             self._dispatch(effects)
-        return None if job is None else self._begin(job, now)
+        return None if job is None else self._begin(job, now, wall)
 
     # -- plain calls: a ticket, taken up on a worker of the pool ---------------------------------
 
@@ -325,9 +378,9 @@ class Scheduler(Lives):
         with self.lock:
             now = self._monotonic()
             self.slots.ticket_taken()
-            job = self.slots.take_call(now)
+            job = self.slots.take_call(now, called=True)
             if job is not None:
-                attempt = self._begin(job, now)
+                attempt = self._begin(job, now, self._time())
                 attempt.error, attempt.ended = error, True
                 self._conclude(attempt, TaskState.FAILED, [], effects)
             self._dispatch(effects)
@@ -335,9 +388,11 @@ class Scheduler(Lives):
     def _take_ticket(self) -> None:
         # Called without the lock, on a worker of the pool.
         effects: Effects = []
+        if self.lock.locked():
+            give_way(self.lock)
         with self.lock:
             self.slots.ticket_taken()
-            attempt = self._next_call(self._monotonic(), effects)
+            attempt = self._next_call(self._monotonic(), self._time(), effects, called=True)
         perform(effects)
         if attempt is not None:
             self.runner.run_calls(attempt)
@@ -346,14 +401,21 @@ class Scheduler(Lives):
         """The code of a worker's attempt has ended; as ``next_coroutine``, for plain calls."""
         effects: Effects = []
         attempt = None
-        with self.lock:
+        lock = self.lock
+        if lock.locked():
+            give_way(lock)
+        with lock:
             if not self.machine_time:
                 now = self._monotonic()
-            task = self._code_ended(ended, now, effects)
+            wall = self._time()
+            task = self._code_ended(ended, now, wall, effects)
             if owed:
-                self._settled(owed)
+                if self._unsettled > owed:
+                    self._unsettled -= owed
+                else:
+                    self._settled(owed)
             if stay and task is not None:
-                attempt = self._next_call(now, effects)
+                attempt = self._next_call(now, wall, effects, called=False)
             else:
                 self._dispatch(effects)
         if task is not None and (task._made is not None or not ended.job.options.keep_result):
@@ -362,10 +424,19 @@ class Scheduler(Lives):
             perform(effects)
         return attempt, task is None
 
-    def _next_call(self, now: float, effects: Effects) -> Attempt | None:
-        job = self.slots.take_call(now)
-        attempt = None if job is None else self._begin(job, now)
-        self._dispatch(effects)
+    def _next_call(self, now: float, wall: float, effects: Effects, *, called: bool) -> Attempt | None:
+        slots = self.slots
+        if slots.returning:
+            self._dispatch(effects)
+        job = slots.take_call(now, called=called)
+        attempt = None if job is None else self._begin(job, now, wall)
+        if (
+            job is None
+            or slots.held + slots.tickets < slots.limit
+            or slots.coroutines.count
+            or slots.big_coroutines.count
+        ):
+            self._dispatch(effects)
         return attempt
 
     # -- time --------------------------------------------------------------------------------

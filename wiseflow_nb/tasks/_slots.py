@@ -3,8 +3,7 @@
 A coroutine needs a slot and a runner on the loop, a plain call a slot and a worker of the pool. Both
 are *called for* and take the task whose turn it is when they come: nothing is promised to anybody
 before. So a pool that is busy with other work holds up plain calls only, and a task is RUNNING when
-its code is. Whoever finds a task of the other kind first in line leaves it the last slot, as long as
-somebody who was called for that kind is on the way.
+its code is. Whoever finds a task of the other kind first in line leaves it the last slot.
 """
 
 from __future__ import annotations
@@ -46,44 +45,44 @@ class Slots:
         self.overdue = False
         # Tasks that ask for memory have lanes of their own: one that is held back holds back those
         # behind it that ask as well (else a large one would never get in), and nobody else.
-        self._coroutines, self._big_coroutines = ReadyQueue(), ReadyQueue()
-        self._threads, self._big_threads = ReadyQueue(), ReadyQueue()
+        self.coroutines, self.big_coroutines = ReadyQueue(), ReadyQueue()
+        self.threads, self.big_threads = ReadyQueue(), ReadyQueue()
         #: Tasks that gave up their slot and want it again.
         self.returning: deque[Job] = deque()
         self._reserve: Job | None = None
 
     @property
     def used(self) -> int:
-        """Slots that are held, or left to plain calls whose workers are on the way."""
+        """Slots that are held, or left to plain calls if they come first."""
         return self.held + self._left_to_threads()
 
     @property
     def ready_threads(self) -> int:
         """Plain calls that are ready and have not begun."""
-        return self._threads.count + self._big_threads.count
+        return self.threads.count + self.big_threads.count
 
     @property
     def ready_coroutines(self) -> int:
         """Coroutines that are ready and have not begun."""
-        return self._coroutines.count + self._big_coroutines.count
+        return self.coroutines.count + self.big_coroutines.count
 
     @property
     def ready_count(self) -> int:
         """Tasks that are ready and have not begun."""
-        return self._coroutines.count + self._big_coroutines.count + self._threads.count + self._big_threads.count
+        return self.coroutines.count + self.big_coroutines.count + self.threads.count + self.big_threads.count
 
     @property
     def plain(self) -> bool:
         """Whether nothing but the order within one kind decides: none asks for memory, and there is enough."""
         return not (
-            self._big_coroutines.count
-            or self._big_threads.count
+            self.big_coroutines.count
+            or self.big_threads.count
             or (self._gauged and self.admission.pressure() == "critical")
         )
 
     def ready(self) -> list[Job]:
         """Every task that is ready to run, in no particular order."""
-        lanes = (self._coroutines, self._big_coroutines, self._threads, self._big_threads)
+        lanes = (self.coroutines, self.big_coroutines, self.threads, self.big_threads)
         return [job for lane in lanes for job in lane.items()]
 
     def push(self, job: Job) -> None:
@@ -102,14 +101,14 @@ class Slots:
 
     def workers_wanted(self, now: float) -> int:
         """How many further workers of the pool the ready plain calls can use."""
-        ready = self._threads.count + self._big_threads.count
+        ready = self.threads.count + self.big_threads.count
         if not ready or self.paused:
             return 0
         free = self.limit - self.held
         wanted = min(free, ready, self.room - self.threads_held) - self.tickets
         if wanted <= 0:
             return 0
-        others = self._coroutines.count + self._big_coroutines.count
+        others = self.coroutines.count + self.big_coroutines.count
         if others or not self.plain:
             head = self._first_thread(now)
             if head is None:
@@ -122,7 +121,7 @@ class Slots:
 
     def runners_wanted(self, now: float) -> int:
         """How many further runners the ready coroutines can use."""
-        ready = self._coroutines.count + self._big_coroutines.count
+        ready = self.coroutines.count + self.big_coroutines.count
         if not ready or self.paused:
             return 0
         free = self.limit - self.held
@@ -146,7 +145,7 @@ class Slots:
         """The class of the next ticket: that of the ready plain call which the tickets before it leave."""
         left = self.tickets
         for level in reversed(LEVELS):
-            left -= self._threads.in_class(level) + self._big_threads.in_class(level)
+            left -= self.threads.in_class(level) + self.big_threads.in_class(level)
             if left < 0:
                 return level
         return LEVELS[0]
@@ -158,9 +157,15 @@ class Slots:
         free = self.limit - self.held
         if self.paused or free <= 0:
             return None
+        if not (self.threads.count or self._gauged or self.big_coroutines.count or self.big_threads.count):
+            job = self.coroutines.pop(now)
+            if job is not None:
+                job.holds = True
+                self.held += 1
+            return job
         left = self._left_to_threads()
         if not left and self.plain:
-            job = self._coroutines.pop(now)
+            job = self.coroutines.pop(now)
         else:
             head = self._first_coroutine(now)
             if head is None:
@@ -181,19 +186,30 @@ class Slots:
         self.taken_up += 1
         self.overdue = False
 
-    def take_call(self, now: float) -> Job | None:
-        """A worker has come: return the plain call whose turn it is, holding a slot."""
+    def take_call(self, now: float, *, called: bool) -> Job | None:
+        """Return the plain call whose turn it is, holding a slot.
+
+        A worker that was ``called`` for has come for a call; one that stays leaves the slot to a
+        coroutine that comes first.
+        """
         free = self.limit - self.held
         if self.paused or free <= 0 or self.threads_held >= self.room:
             return None
-        others = self._coroutines.count + self._big_coroutines.count
-        if not others and self.plain:
-            job = self._threads.pop(now)
+        others = self.coroutines.count + self.big_coroutines.count
+        if not ((others and not called) or self._gauged or self.big_threads.count):
+            job = self.threads.pop(now)
+            if job is not None:
+                job.holds = True
+                self.held += 1
+                self.threads_held += 1
+            return job
+        if (called or not others) and self.plain:
+            job = self.threads.pop(now)
         else:
             head = self._first_thread(now)
             if head is None:
                 return None
-            if others and free <= min(self.coming, others):
+            if not called and others >= free:
                 rival = self._first_coroutine(now)
                 if rival is not None and rival[:2] < head[:2]:
                     return None
@@ -236,22 +252,21 @@ class Slots:
         return given
 
     def _left_to_threads(self) -> int:
-        # How many slots a coroutine leaves to plain calls that come before it.
-        if not self.tickets or self.overdue:
-            return 0
-        return min(self.tickets, self._threads.count + self._big_threads.count)
+        # How many slots a coroutine leaves to plain calls, if they come before it.
+        ready = self.threads.count + self.big_threads.count
+        return 0 if not ready or self.overdue else min(ready, self.room - self.threads_held)
 
     def _queue(self, job: Job) -> ReadyQueue:
         if job.kind == "async":
-            return self._coroutines if job.options.memory is None else self._big_coroutines
-        return self._threads if job.options.memory is None else self._big_threads
+            return self.coroutines if job.options.memory is None else self.big_coroutines
+        return self.threads if job.options.memory is None else self.big_threads
 
     def _first_coroutine(self, now: float) -> Head | None:
-        other = self._big_threads if self.threads_held < self.room else None
-        return self._first(self._coroutines, self._big_coroutines, other, now)
+        other = self.big_threads if self.threads_held < self.room else None
+        return self._first(self.coroutines, self.big_coroutines, other, now)
 
     def _first_thread(self, now: float) -> Head | None:
-        return self._first(self._threads, self._big_threads, self._big_coroutines, now)
+        return self._first(self.threads, self.big_threads, self.big_coroutines, now)
 
     def _first(self, lane: ReadyQueue, big: ReadyQueue, other_big: ReadyQueue | None, now: float) -> Head | None:
         best = lane.head(now)

@@ -48,12 +48,12 @@ class UsualTimes:
 
     def add(self, name: str, wall_seconds: float) -> None:
         """A task of that name completed."""
-        runs = self._runs.get(name)
-        if runs is None:
-            runs = self._runs[name] = deque(maxlen=RUNS_KEPT)
+        try:
+            self._runs[name].append(wall_seconds)
+        except KeyError:
+            self._runs[name] = deque([wall_seconds], maxlen=RUNS_KEPT)
             if len(self._runs) > NAMES_KEPT:
                 self._runs.popitem(last=False)
-        runs.append(wall_seconds)
 
     def usual(self, name: str) -> float:
         """The median, in seconds; NaN while too few have completed."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-import types
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
-from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
@@ -22,11 +20,11 @@ from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._cleanup import Registered
 from wiseflow_nb.tasks._closing import MODES, close_pool, close_scheduler
 from wiseflow_nb.tasks._frame import TaskFrame
-from wiseflow_nb.tasks._graph import referenced, swapped
+from wiseflow_nb.tasks._graph import swapped
 from wiseflow_nb.tasks._job import Job
-from wiseflow_nb.tasks._ledger import OnChange
+from wiseflow_nb.tasks._ledger import OnChange, OnMove, with_records
 from wiseflow_nb.tasks._loop import HostLoop, LoopThread, TaskLoop
-from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions, kind_of
+from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions
 from wiseflow_nb.tasks._replay import retry_plan
 from wiseflow_nb.tasks._scheduler import Scheduler
 from wiseflow_nb.tasks._stalled import StalledTask, find_stalled
@@ -61,6 +59,9 @@ class TaskManager:
     on_change
         Called with each new record and its transition (None for progress), in order, under the
         manager's lock: it should do no more than append.
+    on_move
+        Likewise, but given what has the ``task_id`` and gives the newest ``record`` when it is asked,
+        instead of a record: making one takes longer than most of what the manager does for a task.
     id_prefix
         Task ids are this and a number.
     loop
@@ -99,6 +100,7 @@ class TaskManager:
         max_concurrent: int | None = None,
         clock: Clock = SYSTEM_CLOCK,
         on_change: OnChange | None = None,
+        on_move: OnMove | None = None,
         id_prefix: str = "t",
         loop: str | TaskLoop = "own",
         memory_available: Callable[[], float] | None = None,
@@ -117,7 +119,7 @@ class TaskManager:
             loop=chosen,
             limit=limit,
             admission=Admission(clock, memory_available, pressure),
-            on_change=on_change,
+            on_move=on_move if on_change is None else with_records(on_change, on_move),
             id_prefix=id_prefix,
         )
         self._clock = clock
@@ -145,7 +147,7 @@ class TaskManager:
         DependencyError
             If a dependency is unknown, the task's own, or another manager's.
         """
-        return self._submit(fn, args, kwargs, DEFAULTS)
+        return self._scheduler.submit(fn, args, kwargs, DEFAULTS)
 
     def options(self, **options: Any) -> TaskView:
         """Return a light view that submits with these options.
@@ -271,15 +273,7 @@ class TaskManager:
     def _submit(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions, retry_of: str = ""
     ) -> Task[Any]:
-        if type(fn) is types.FunctionType and options.kind == "auto":
-            kind = "async" if fn.__code__.co_flags & CO_COROUTINE else "thread"
-            name = options.name or fn.__qualname__
-        else:
-            kind = kind_of(fn, args, kwargs, options)
-            name = options.name or getattr(fn, "__qualname__", None) or type(fn).__name__
-        needed = referenced(args, kwargs) if args or kwargs else None
-        call = (fn, args, kwargs)
-        return self._scheduler.submit(call, options, kind=kind, name=name, needed=needed, retry_of=retry_of)
+        return self._scheduler.submit(fn, args, kwargs, options, retry_of)
 
     # -- steering ----------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 # The standard library's own words for a future's state: ``wait`` and ``as_completed`` look for them.
-_PENDING, _RUNNING, _CANCELLED, _FINISHED = "PENDING", "RUNNING", "CANCELLED_AND_NOTIFIED", "FINISHED"
+_PENDING, _RUNNING, _CANCELLED, FINISHED = "PENDING", "RUNNING", "CANCELLED_AND_NOTIFIED", "FINISHED"
 _making = threading.Lock()
 _ending = threading.local()
 
@@ -53,9 +53,10 @@ class Task(Future[T]):
     _result: T | None = None
     _exception: BaseException | None = None
 
+    _job: Job
+
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._job: Job
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
@@ -162,7 +163,7 @@ class Task(Future[T]):
     def _settle(self, value: Any, error: BaseException | None, cancelled: bool = False) -> None:
         # Once a task, by whoever made the last transition, without the manager's lock.
         self._result, self._exception = value, error
-        self._end = _CANCELLED if cancelled else _FINISHED
+        self._end = _CANCELLED if cancelled else FINISHED
         made = self._made
         if made is None:
             return
@@ -181,11 +182,6 @@ class Task(Future[T]):
             for fn in callbacks:
                 _call(fn, self)
             _ending.scheduler = before
-
-    def _finish(self, value: T) -> None:
-        # The first half of ``_settle``; whoever waits already is told by the whole of it.
-        self._result = value
-        self._end = _FINISHED
 
     def _value(self) -> T:
         # What the standard library's ``result`` does, for a task that has ended.
@@ -222,6 +218,16 @@ class Task(Future[T]):
 
     def __repr__(self) -> str:
         return f"<Task {self.id} {self.name!r} {self.state}>"
+
+
+def share_names(kind: type[Any], names: str) -> None:
+    """Make known, before there are instances, which names they will have: see ``_job``."""
+    first: Any = object.__new__(kind)
+    for name in names.split():
+        setattr(first, name, None)
+
+
+share_names(Task, "_scheduler _job _end _result _exception _made _watchers _callbacks")
 
 
 def settling() -> Scheduler | None:

@@ -23,6 +23,7 @@ from wiseflow_nb.records import (
     alert_view,
 )
 from wiseflow_nb.report import Telling
+from wiseflow_nb.resources._container import count_kills
 from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import RING_NAME
@@ -48,6 +49,7 @@ class StoredFrames(Telling):
     """The reading half that both views share: frames and chart data come from the file and the ring."""
 
     _identify = staticmethod(identify)
+    _count_kills = staticmethod(count_kills)
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

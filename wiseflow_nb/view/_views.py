@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import time
@@ -53,7 +54,7 @@ CHANGES_A_TASK = 3
 
 
 class LocalTasks:
-    """The tasks of the session in this process, as ``TaskSource`` wants them; their texts as the file has them."""
+    """The tasks of the session in this process, as ``TaskSource`` wants them, for one look; their texts as the file has them."""
 
     def __init__(self, session: LocalSession) -> None:
         self._session = session
@@ -77,11 +78,16 @@ class LocalTasks:
 
     def unfinished_tasks(self, state: TaskState, limit: int, until_rev: int) -> Sequence[TaskRecord]:
         """Newest change first."""
-        known = [task for task in self._session.unfinished_tasks() if task.state is state and task.rev <= until_rev]
+        known = [task for task in self._unfinished.get(state, ()) if task.rev <= until_rev]
         known.sort(key=lambda task: -task.rev)
-        # As it is now, with what it has written so far.
-        found = (self._session.task_record(task.task_id) for task in known[:limit])
-        return [valid_record(task) for task in found if task is not None and task.rev <= until_rev]
+        return [valid_record(task) for task in known[:limit]]
+
+    @functools.cached_property
+    def _unfinished(self) -> dict[TaskState, list[TaskRecord]]:
+        found: dict[TaskState, list[TaskRecord]] = {}
+        for task in self._session.unfinished_tasks():
+            found.setdefault(task.state, []).append(task)
+        return found
 
 
 class LocalView(StoredFrames, Verbs):
@@ -90,13 +96,12 @@ class LocalView(StoredFrames, Verbs):
     def __init__(self, session: LocalSession) -> None:
         super().__init__(session.directory)
         self._session = session
-        self._tasks = LocalTasks(session)
 
     def snapshot(self, since_rev: int = 0) -> Snapshot:
         """All that is drawn; see ``SessionView.snapshot``."""
         session = self._session
         rev = session.task_rev()
-        shown = picture(self._tasks, since_rev)
+        shown = picture(LocalTasks(session), since_rev)
         return Snapshot(
             info=session.info,
             time_seconds=session.now(),
@@ -118,7 +123,7 @@ class LocalView(StoredFrames, Verbs):
 
     def task_records(self, *, until_rev: int | None = None, limit: int | None = None) -> tuple[TaskRecord, ...]:
         """The tasks, the newest change first; see ``SessionView.task_records``."""
-        return tuple(self._tasks.newest_tasks(limit, until_rev))
+        return tuple(LocalTasks(self._session).newest_tasks(limit, until_rev))
 
     def open(self, session_id: str) -> SessionView:
         """A view of another session through its file; the caller closes it."""
