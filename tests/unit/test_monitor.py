@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import wiseflow_nb
 from wiseflow_nb.config import Settings
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import AlertState, AlertTransition, EventRecord, Limits, Sample, Severity
@@ -377,6 +379,42 @@ def test_what_a_probe_cannot_tell_is_told_once_and_counted_each_time() -> None:
         ["the probe cannot be closed", " OSError"],
     ]
     assert monitor.sampler_failures == len(monitor._kept) + 1 >= 5
+
+
+def test_an_acknowledged_alert_is_shown_so_until_it_ends() -> None:
+    _, monitor = alone()
+    monitor.add_rule("words", lambda sample: 5.0, warning=1, critical=9, for_seconds=0)
+    engine = monitor._functions._engine
+    for item in engine.judge({("words", "words"): 5.0}, now=1.0, wall=1.0):
+        monitor.deliver(item)
+    (view,) = monitor.alerts
+    assert not view.acknowledged
+    assert monitor.acknowledge(view.alert_id)
+    assert monitor.alerts[0].acknowledged
+    # A worse one is the same alert.
+    for item in engine.judge({("words", "words"): 10.0}, now=2.0, wall=2.0):
+        monitor.deliver(item)
+    assert [(item.severity, item.acknowledged) for item in monitor.alerts] == [(Severity.CRITICAL, True)]
+    for item in engine.finish(3.0):
+        monitor.deliver(item)
+    assert monitor.alerts == ()
+    monitor.mark_acknowledged(view.alert_id)
+    assert monitor.alerts == ()
+
+
+@pytest.mark.parametrize("seconds", [math.nan, -5, -0.001, math.inf, True, "60"])
+def test_an_alert_is_not_silenced_for_what_is_no_time(seconds: float) -> None:
+    _, monitor = alone()
+    with pytest.raises(UsageError, match=r"cannot be silenced for .* give a finite number from 0 on"):
+        monitor.silence("anything", seconds)
+
+
+def test_a_history_says_where_it_comes_from() -> None:
+    _, monitor = alone()
+    assert monitor.history().attrs["version"] == wiseflow_nb.__version__
+    assert monitor.history().attrs["probe_path"] == monitor.probe_path == "custom"
+    own = ResourceMonitor(Settings())
+    assert own.history().attrs["probe_path"] == ("linux files" if sys.platform == "linux" else "psutil")
 
 
 _FORK = """
