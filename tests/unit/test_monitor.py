@@ -275,18 +275,27 @@ def test_a_rule_of_the_users_may_be_a_function_with_words_of_its_own() -> None:
 
 def test_a_function_that_raises_is_told_once_and_does_not_stop_the_others() -> None:
     clock, monitor = alone(system_load1=12.0)
-    fired, events = threading.Event(), []
-    monitor.bus.subscribe(events.append)
-    monitor.add_callback(lambda item: fired.set())
+    fired, both, failed = threading.Event(), threading.Event(), []
+
+    def hear(event: EventRecord) -> None:
+        if event.kind == "rule_failed":
+            failed.append(event.message)
+            if len(failed) == 2:
+                both.set()
+
+    monitor.bus.subscribe(hear)
+    monitor.add_callback(lambda item: fired.set() if item.rule == "load" else None)
     monitor.add_rule("broken", lambda sample: 1 / 0, warning=1)
     monitor.add_rule("words", lambda sample: "many", warning=1)
     monitor.add_rule("load", lambda sample: sample.system_load1, warning=10, for_seconds=3)
     with monitor:
         until(clock, fired)
-    failed = [event.message for event in events if event.kind == "rule_failed"]
+        until(clock, both)
+    # Each on a thread of its own: in any order.
     assert len(failed) == 2
-    assert "'broken' failed: ZeroDivisionError" in failed[0]
-    assert {item.rule for item in monitor.transitions()} == {"load"}
+    assert any("'broken' failed: ZeroDivisionError" in message for message in failed)
+    assert not {item.rule for item in monitor.transitions()} & {"broken", "words"}
+    assert monitor.rule_failures >= 2
 
 
 def test_a_function_that_hangs_stops_its_own_rule_alone_is_told_once_and_judged_again() -> None:
@@ -300,7 +309,7 @@ def test_a_function_that_hangs_stops_its_own_rule_alone_is_told_once_and_judged_
         return 5.0
 
     monitor.bus.subscribe(lambda event: (events.append(event), hung.set() if event.kind == "rule_hangs" else None))
-    monitor.add_callback(lambda item: fired[item.rule].set() if item.kind == "fired" else None)
+    monitor.add_callback(lambda item: fired[item.rule].set() if item.kind == "fired" and item.rule in fired else None)
     monitor.add_rule("stuck", stuck, warning=1, for_seconds=0)
     with monitor:
         assert entered.wait(10)
@@ -331,16 +340,16 @@ def test_stop_leaves_a_hanging_function_behind_and_a_new_start_judges_its_rule_a
             release.wait(60)
         return 5.0
 
-    monitor.add_callback(lambda item: fired.set())
+    monitor.add_callback(lambda item: fired.set() if item.rule == "stuck" else None)
     monitor.add_rule("stuck", stuck, warning=1, for_seconds=0)
     monitor.start()
     assert entered.wait(10)
     monitor.stop(timeout=0.05)
     with monitor:
         until(clock, fired)
-        assert [view.rule for view in monitor.alerts] == ["stuck"]
+        assert "stuck" in [view.rule for view in monitor.alerts]
     release.set()
-    assert [item.kind for item in monitor.transitions()] == ["fired", "resolved"]
+    assert [item.kind for item in monitor.transitions() if item.rule == "stuck"] == ["fired", "resolved"]
 
 
 def test_durations_that_a_rule_leaves_open_go_by_the_settings_also_later() -> None:
