@@ -105,7 +105,7 @@ def _limits(settings: Settings) -> Iterator[Check]:
 def _reading(settings: Settings) -> Iterator[Check]:
     from wiseflow_nb.resources._probe import Probe
 
-    probe = Probe(os.getpid(), settings.disk_path.split(os.pathsep)[0])
+    probe = Probe(os.getpid(), settings.disk_path)
     try:
         began = time.perf_counter()
         now = time.monotonic()

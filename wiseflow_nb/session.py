@@ -43,6 +43,7 @@ from wiseflow_nb.records import (
     valid_text,
 )
 from wiseflow_nb.report import Report
+from wiseflow_nb.resources._disk import absolute_paths
 from wiseflow_nb.resources.monitor import ResourceMonitor
 from wiseflow_nb.store.finding import all_sessions, find_session
 from wiseflow_nb.store.identity import identify
@@ -531,6 +532,7 @@ class Session:
             self.monitor.close_alerts("the recorder was replaced")
         if event.kind == "acknowledged":
             self._acknowledged.add(str(event.data["alert_id"]))
+            self.monitor.mark_acknowledged(str(event.data["alert_id"]))
         self.bus.publish(event)
 
     def _after_alert(self, transition: AlertTransition) -> None:
@@ -539,13 +541,9 @@ class Session:
 
     def _recorder_settings(self) -> RecorderSettings:
         settings = self._settings
+        # The recorder's working directory is another.
         plan = replace(self.monitor.plan(self._revision), disk_path=absolute_paths(settings.disk_path))
         return RecorderSettings(plan, settings.public_values() | {"version": wiseflow_version()})
-
-
-def absolute_paths(text: str) -> str:
-    """Paths joined as in PATH, made absolute: the recorder's working directory is another."""
-    return os.pathsep.join(os.path.abspath(os.path.expanduser(part)) for part in text.split(os.pathsep) if part)
 
 
 _current: Session | None = None

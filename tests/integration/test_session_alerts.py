@@ -48,6 +48,7 @@ def test_a_users_rule_on_a_column_is_judged_by_the_recorder_and_recorded(session
     assert view.silence(alert.alert_id, 60).ok
     assert view.acknowledge(alert.alert_id).ok
     wait_until(lambda: next(item for item in view.snapshot().alerts if item.rule == "mine").acknowledged)
+    wait_until(lambda: [item.acknowledged for item in session.monitor.alerts if item.rule == "mine"] == [True])
     view.close()
     session.monitor.remove_rule("mine")
     assert events["resolved"].wait(20)
@@ -69,6 +70,7 @@ def test_a_rule_with_a_function_is_recorded_and_answered_all_the_same(session: S
     assert view.acknowledge(alert.alert_id).ok
     wait_until(lambda: next(item for item in view.snapshot().alerts if item.rule == "mine").acknowledged)
     assert session.view.silence(alert.alert_id, 60).ok
+    wait_until(lambda: [item.acknowledged for item in session.monitor.alerts if item.rule == "mine"] == [True])
     refused = view.acknowledge("no-such-alert")
     assert not refused.ok
     assert "no open alert" in refused.message

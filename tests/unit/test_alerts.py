@@ -122,6 +122,36 @@ def test_a_rule_travels_as_json() -> None:
     assert from_json_dict(AlertRule, json.loads(json.dumps(to_json_dict(rule)))) == rule
 
 
+def test_names_that_read_alike_give_ids_that_differ() -> None:
+    names = [
+        ("a b", "c"),
+        ("a", "b c"),
+        ("a-b", "c"),
+        ("a", "b-c"),
+        ("a_b", "c"),
+        ("a%5Fb", "c"),
+        ("a b-c", "d"),
+        ("a b", "c-d"),
+    ]
+    engine = AlertEngine([AlertRule(name, resource, "system_load1", 1, 2, for_seconds=0) for name, resource in names])
+    told = engine.observe(Sample(1.0, 1.0, system_load1=5.0))
+    assert len({item.alert_id for item in told}) == len(names)
+    assert told[0].alert_id == "a_b-c-1.000"
+
+
+def test_how_long_it_lasted_goes_by_the_clock_that_is_never_set_back() -> None:
+    rule = AlertRule("load", "load", "system_load1", 1, 2, for_seconds=0, keep_seconds=0, unit="")
+    engine = AlertEngine([rule])
+    engine.observe(Sample(10_000.0, 1.0, system_load1=5.0))
+    engine.observe(Sample(6400.0, 61.0, system_load1=5.0))
+    (told,) = engine.observe(Sample(6460.0, 121.0, system_load1=0.0))
+    assert told.message == "load is back at 0 after 2 min 0 s (peak 5)"
+    engine.observe(Sample(10_000.0, 200.0, system_load1=5.0))
+    engine.observe(Sample(6400.0, 260.0, system_load1=5.0))
+    (told,) = engine.finish(6430.0)
+    assert "after 1 min 30 s" in told.message
+
+
 def test_two_rules_on_one_resource_are_two_alerts() -> None:
     engine = AlertEngine([RULE, replace(RULE, name="cpu very high", warning=0.8)])
     found = [item for at in range(4) for item in engine.observe(sample(at, 0.85))]

@@ -300,3 +300,54 @@ def test_a_file_of_a_version_with_fewer_columns_reads_nan_in_the_new_ones(make: 
         assert made.time_seconds.notna().all()
     StoreWriter(path).close()
     assert fit_columns(np.ones((2, WIDTH + 3)), WIDTH).shape == (2, WIDTH)
+
+
+def test_a_span_that_no_tier_divides_reaches_as_far_back_as_there_is_anything(make: Make) -> None:
+    samples = signal(3 * 3600)
+    archive = make(samples, ring=600, forget=(3600.0, 86_400.0, 604_800.0))
+    assert archive.history(resolution="raw").time_seconds.iloc[0] > START + 7000
+    made = archive.history(resolution=25, rates=True)
+    assert made.attrs["tier"] == "10s"
+    assert made.attrs["resolution_seconds"] == 25.0
+    assert made.time_seconds.iloc[0] <= START
+    assert made.sample_count.sum() == len(samples)
+    # Buckets of 10 s go to the span that they begin in.
+    assert set(np.diff(made.time_seconds)) == {25.0}
+    assert made.disk_read_bytes_per_second.iloc[1:].notna().all()
+    # Finer than what there is cannot be had, and is not made up.
+    fine = archive.history(resolution=5)
+    assert (fine.attrs["resolution_seconds"], fine.attrs["tier"]) == (10.0, "10s")
+    assert fine.sample_count.sum() == len(samples)
+    # Within the raw samples it is exact, and a tier that is named reaches as far as it does.
+    exact = archive.history(resolution=25, since="-30min")
+    assert (exact.attrs["tier"], exact.attrs["resolution_seconds"]) == ("raw", 25.0)
+    assert archive.history(resolution="10s").attrs["tier"] == "10s"
+
+
+def set_back(count: int, seconds: float) -> list[Sample]:
+    """In the middle the wall clock is set back."""
+    return [
+        item._replace(time_seconds=item.time_seconds - seconds * (at >= count // 2))
+        for at, item in enumerate(signal(count))
+    ]
+
+
+@pytest.mark.parametrize("resolution", ["raw", "10s", 25])
+@pytest.mark.parametrize("ring", [0, 100, 400])
+def test_a_clock_that_was_set_back_loses_no_sample_and_no_rate(make: Make, resolution: object, ring: int) -> None:
+    samples = set_back(600, 1800.0)
+    made = make(samples, ring=ring).history(resolution=resolution, rates=True)
+    assert made.index.is_monotonic_increasing
+    assert (len(made) if resolution == "raw" else made.sample_count.sum()) == 600
+    rates = made.sort_values("monotonic_seconds").disk_read_bytes_per_second
+    assert rates.iloc[1:].notna().all()
+    assert (rates.iloc[1:] > 0).all()
+
+
+def test_of_a_clock_that_was_set_back_what_no_block_holds_yet_is_there(make: Make) -> None:
+    samples = set_back(600, 1800.0)
+    archive = make(samples[:400])
+    archive._newest = array(samples[350:])
+    for resolution in ("raw", "10s", "60s"):
+        made = archive.history(resolution=resolution)
+        assert (len(made) if resolution == "raw" else made.sample_count.sum()) == 600

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import SAMPLE_COLUMNS
-from wiseflow_nb.resources._history import decimate, frame, moment, series
+from wiseflow_nb.resources._history import EARLIEST, LATEST, decimate, frame, moment, raw_history, series, span_of
 
 AT = {name: index for index, name in enumerate(SAMPLE_COLUMNS)}
 
@@ -92,6 +95,45 @@ def test_a_part_of_the_history_keeps_its_first_rate() -> None:
     assert part.attrs["host"] == "h"
     assert moment("1970-01-01 01:00+01:00", 9.0) == 0.0
     assert moment(None, 9.0) == 9.0
+
+
+@pytest.mark.parametrize(
+    "number", [np.int64(90), np.float32(90), np.uint8(90), Fraction(90), 90, np.datetime64(90, "s"), 90.0]
+)
+def test_numbers_of_any_kind_are_seconds_since_the_epoch(number: object) -> None:
+    assert moment(number, 0.0) == 90.0  # type: ignore[arg-type]
+    assert frame(rows(200), since=number).time_seconds.iloc[0] == 90.0  # type: ignore[arg-type]
+
+
+def test_durations_of_numpy_are_durations_and_what_has_no_end_can_be_cut() -> None:
+    assert moment(np.timedelta64(-15, "m"), 0.0, newest=1000.0) == 100.0
+    assert span_of(np.timedelta64(5, "m")) == span_of(np.int64(300)) == span_of(np.float32(300)) == 300.0
+    assert (moment(-math.inf, 0.0), moment(math.inf, 0.0)) == (EARLIEST, LATEST)
+    assert len(raw_history(rows(100), since=-math.inf, until=math.inf, resolution=10)) == 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["now", "today", " Now ", "17:00", "9:30:15", "T05:30", "10:00+02:00", "5pm", "5 pm", "May 5", "12/24", "NaT"],
+)
+def test_a_text_that_means_another_moment_to_each_reader_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no moment; give seconds since the epoch, a date with its year"):
+        moment(text, 0.0)
+
+
+def test_after_a_clock_was_set_back_the_index_can_be_cut_and_rates_are_of_the_true_order() -> None:
+    source = rows(120)
+    source[60:, 0] -= 30.5
+    made = frame(source, rates=True)
+    assert len(made) == 120
+    assert made.index.is_monotonic_increasing
+    assert len(made.loc["1970-01-01 00:00:30":"1970-01-01 00:00:39"]) == 20
+    taken = made.sort_values("monotonic_seconds")
+    assert (taken.disk_read_bytes_per_second.iloc[1:] == 100.0).all()
+    buckets = raw_history(source, resolution=10, rates=True)
+    assert buckets.index.is_monotonic_increasing
+    assert buckets.sample_count.sum() == 120
+    assert (buckets.disk_read_bytes_per_second.dropna() == 100.0).all()
 
 
 def test_a_counter_that_went_back_has_no_rate() -> None:

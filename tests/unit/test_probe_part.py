@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wiseflow_nb.resources import _disk
-from wiseflow_nb.resources._disk import Disks, split_paths
+from wiseflow_nb.config import Settings
+from wiseflow_nb.doctor import _reading
+from wiseflow_nb.resources import ResourceMonitor, _disk
+from wiseflow_nb.resources._disk import Disks, absolute_paths, split_paths
 from wiseflow_nb.resources._part import (
     CHEAP_SECONDS,
     LONGEST_BACKOFF_SECONDS,
@@ -146,6 +148,48 @@ def test_paths_are_split_by_the_systems_separator(tmp_path: Path) -> None:
     if os.pathsep == ":":
         odd.mkdir()
         assert split_paths(str(odd)) == (str(odd),)
+        assert split_paths(f"/data:{odd}:/scratch") == ("/data", str(odd), "/scratch")
+
+
+def test_paths_are_the_same_at_every_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    (home / "data").mkdir(parents=True)
+    odd = tmp_path / f"a{os.pathsep}b"
+    odd.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    for text, paths in (
+        ("~", [str(home)]),
+        (os.pathsep.join(["~/data", "data", ".", str(tmp_path)]), [str(home / "data"), str(home), str(tmp_path)]),
+        (os.pathsep.join([f"../a{os.pathsep}b", "~/later"]), [str(odd), str(home / "later")]),
+    ):
+        assert [disk.path for disk in Disks(text, False).records()] == paths
+        # In the recorder's directory it is the same still.
+        joined = absolute_paths(text)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.chdir("/")
+            assert [disk.path for disk in Disks(joined, False).records()] == paths
+        monitor = ResourceMonitor(Settings(disk_path=text))
+        assert [disk.path for disk in monitor._probe._now().disks()] == paths
+    monitor = ResourceMonitor(Settings(disk_path="~/data"))
+    assert monitor.sample_now().filesystem_size_bytes > 0
+    monkeypatch.chdir("/")
+    assert monitor.sample_now().filesystem_size_bytes > 0
+    found = list(_reading(Settings(disk_path=os.pathsep.join([str(odd), "~/data"]))))
+    assert [check.state for check in found if "disk space" in check.found] == []
+    lost = [check.found for check in _reading(Settings(disk_path=os.pathsep.join(["~/data", "/no/such"])))]
+    assert any("disk space of /no/such" in text for text in lost)
+
+
+def test_without_a_working_directory_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert absolute_paths(".") == "."
+    probe = Probe(os.getpid(), os.pathsep.join([".", str(tmp_path)]))
+    assert read(probe, 0.0)[0] > 0
+    probe.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import stat
 import subprocess
@@ -184,4 +185,20 @@ def test_appends_keep_no_memory(tmp_path: Path) -> None:
     # The count itself grew from a small number to a larger one, and no more; in flight a row's floats.
     assert after - before <= 256
     assert peak - before <= 4096
+    writer.close()
+
+
+def test_a_million_appends_leave_no_object_behind(tmp_path: Path) -> None:
+    writer, sample = RingWriter(str(tmp_path / "ring.bin")), Sample(time_seconds=1.0)
+    # Tracing each allocation would take six times as long; the interpreter counts its blocks anyway.
+    writer.append(sample)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(1_000_000):
+        writer.append(sample)
+    gc.collect()
+    grown = sys.getallocatedblocks() - before
+    assert writer.count == 1_000_001
+    # The two counts, a loop's own few, and nothing for each of a million.
+    assert grown <= 100
     writer.close()

@@ -20,16 +20,19 @@ from wiseflow_nb.resources._signals import Signals
 
 TopProcesses = Callable[[], tuple[tuple[int, str, float, float], ...]]
 Key = tuple[str, str]
+#: A blank is what names have most: it becomes the shortest. Nothing else that is written so is left as it is.
+_IN_ID = {" ": "_", "_": "%5F", "-": "%2D", "%": "%25"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Status:
-    """What one rule remembers. ``told_at`` and the ``*_since`` are monotonic; None: the condition does not hold."""
+    """What one rule remembers. ``*_at`` and ``*_since`` are monotonic; None: the condition does not hold."""
 
     state: AlertState = AlertState.UNKNOWN
     severity: Severity = Severity.NONE
     alert_id: str = ""
     started_seconds: float = NAN
+    started_at: float = NAN
     peak: float = NAN
     value: float = NAN
     message: str = ""
@@ -81,9 +84,10 @@ def step(rule: AlertRule, before: _Status, value: float, gap: bool, now: float, 
                 status,
                 state=AlertState.FIRING,
                 severity=Severity.CRITICAL if critical else Severity.WARNING,
-                # The rule's name, too: two rules on one resource can fire in the same instant.
-                alert_id=f"{rule.name}-{rule.resource}-{wall:.3f}".replace(" ", "-"),
+                # Both names: two rules on one resource, or one on two, can fire in the same instant.
+                alert_id=f"{_word(rule.name)}-{_word(rule.resource)}-{wall:.3f}",
                 started_seconds=wall,
+                started_at=now,
                 peak=_worst(rule, before, value),
                 told_at=now,
             ), "fired"
@@ -102,6 +106,11 @@ def step(rule: AlertRule, before: _Status, value: float, gap: bool, now: float, 
     if rule.repeat_seconds > 0 and not recovering and now - status.told_at >= rule.repeat_seconds:
         return replace(status, told_at=now), "repeated"
     return status, ""
+
+
+def _word(name: str) -> str:
+    """A name as a part of an id: two names that differ, or that are divided elsewhere, never give the same."""
+    return "".join(_IN_ID.get(letter, letter) for letter in name)
 
 
 def _worst(rule: AlertRule, before: _Status, value: float) -> float:
@@ -127,6 +136,8 @@ class AlertEngine:
         self._signals = Signals(columns_of(self._rules.values()))
         self._acknowledged: set[str] = set()
         self._silenced: dict[str, float] = {}
+        # The monotonic and the wall time of the last look.
+        self._judged = (NAN, NAN)
 
     def observe(
         self, sample: Sample, top_processes: TopProcesses | None = None, expected_interval: float = NAN
@@ -161,6 +172,7 @@ class AlertEngine:
         ``now`` is monotonic, ``wall`` seconds since the epoch; ``details`` go into the messages.
         """
         found = []
+        self._judged = (now, wall)
         for key, value in values.items():
             rule, before = self._rules[key], self._status[key]
             status, kind = step(rule, before, value, gap, now, wall)
@@ -168,7 +180,8 @@ class AlertEngine:
                 kind = ""
             if kind:
                 top = top_processes() if top_processes is not None and kind in ("fired", "escalated") else ()
-                transition = _transition(rule, before, status, kind, value, wall, top, (details or {}).get(key, ""))
+                detail, lasted = (details or {}).get(key, ""), now - before.started_at
+                transition = _transition(rule, before, status, kind, value, wall, lasted, top, detail)
                 status = replace(status, message=transition.message)
                 if kind not in ("fired", "resolved") and wall < self._silenced.get(transition.alert_id, -math.inf):
                     transition = replace(transition, silenced=True)
@@ -244,7 +257,10 @@ class AlertEngine:
         after = _Status(value=before.value)
         self._status[key] = after
         self._forget(before.alert_id)
-        return [_transition(self._rules[key], before, after, "resolved", before.value, now, (), ended=why)]
+        last, wall = self._judged
+        # How long ago the last look was only the wall clock tells, and it may have been set back.
+        lasted = last - before.started_at + max(now - wall, 0.0)
+        return [_transition(self._rules[key], before, after, "resolved", before.value, now, lasted, ended=why)]
 
     def _forget(self, alert_id: str) -> None:
         self._acknowledged.discard(alert_id)
@@ -262,24 +278,25 @@ def _transition(
     kind: str,
     value: float,
     wall: float,
-    top: tuple[tuple[int, str, float, float], ...],
+    lasted: float,
+    top: tuple[tuple[int, str, float, float], ...] = (),
     detail: str = "",
     ended: str = "",
 ) -> AlertTransition:
     told = before if kind == "resolved" else after
     level = _level(rule, told.severity)
     peak = rule.worse(told.peak, value)
-    started = told.started_seconds
     text = shown(value, rule.unit)
     if kind == "resolved":
-        lasted = duration(max(wall - started, 0.0))
+        # By the monotonic clock: the wall clock may have been set back meanwhile.
+        took = duration(lasted)
         if ended:  # nothing is known to have become better
-            message = f"{rule.name}: {rule.resource} was at {text} when {ended}, after {lasted}"
+            message = f"{rule.name}: {rule.resource} was at {text} when {ended}, after {took}"
             message += f" (worst: {shown(peak, rule.unit)})"
         elif rule.phrase:
-            message = f"{rule.name} is over after {lasted} (worst: {shown(peak, rule.unit)})"
+            message = f"{rule.name} is over after {took} (worst: {shown(peak, rule.unit)})"
         else:
-            message = f"{rule.resource} is back at {text} after {lasted} (peak {shown(peak, rule.unit)})"
+            message = f"{rule.resource} is back at {text} after {took} (peak {shown(peak, rule.unit)})"
     elif rule.phrase:
         message = f"{rule.phrase.replace('{value}', text)} ({after.severity}, {kind})"
     else:
@@ -297,7 +314,7 @@ def _transition(
         value=value,
         threshold=level,
         peak=peak,
-        started_seconds=started,
+        started_seconds=told.started_seconds,
         time_seconds=wall,
         message=message,
         top_processes=top,

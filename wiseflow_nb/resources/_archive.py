@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from wiseflow_nb.records import SAMPLE_COLUMNS, TIER_NAMES, TIER_SECONDS
 from wiseflow_nb.resources import _history
-from wiseflow_nb.resources._buckets import coarsen, joined, lift
+from wiseflow_nb.resources._buckets import VALUE, coarsen, joined, lift
 from wiseflow_nb.resources._history import EARLIEST, LATEST, RATES, Moment, Resolution
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: A rate needs the sample before the range, however long the interval may be.
 LONGEST_INTERVAL_SECONDS = 3600.0
+_MONOTONIC = SAMPLE_COLUMNS.index("monotonic_seconds")
 _STRUCTURE = ("time_seconds", "monotonic_seconds", "gap")
 
 
@@ -79,6 +80,31 @@ def base_tier(span: float) -> int:
     return fitting[-1] if fitting else 0
 
 
+def tier_for(span: float, starts: Sequence[float], since: float) -> int:
+    """Return the tier that a span is rolled up from.
+
+    The one that it is exactly; else the coarsest that divides it, if that reaches back to ``since``;
+    else the finest that does. A span below that tier's own cannot be had.
+
+    Examples
+    --------
+    >>> starts = [900.0, 500.0, 0.0]
+    >>> tier_for(25.0, starts, 950.0), tier_for(25.0, starts, 600.0), tier_for(300.0, starts, 950.0)
+    (0, 1, 2)
+    >>> tier_for(10.0, starts, 0.0)
+    1
+    """
+    base = base_tier(span)
+    return base if span == TIER_SECONDS[base] else max(base, choose_tier(starts, since))
+
+
+def as_taken(rows: np.ndarray, monotonic: np.ndarray) -> np.ndarray:
+    """Return rows in the order in which they were taken: a file gives them in order of the wall clock."""
+    import numpy as np
+
+    return rows[np.argsort(monotonic, kind="stable")] if (monotonic[1:] < monotonic[:-1]).any() else rows
+
+
 def whole_spans(since: float, until: float, span: float) -> tuple[float, float]:
     """Return the bounds of the spans that [since, until] touches.
 
@@ -113,11 +139,13 @@ class Archive:
         if not len(newest) or newest[0, 0] > since:
             stored = self._store.sample_blocks(since, until)
             if len(newest):
-                stored = stored[stored[:, 0] < newest[0, 0]]
+                # By the clock that is never set back.
+                stored = stored[stored[:, _MONOTONIC] < newest[0, _MONOTONIC]]
             parts.insert(0, stored)
         rows = np.concatenate(parts) if all(map(len, parts)) else max(parts, key=len)
         inside = (rows[:, 0] >= since) & (rows[:, 0] <= until)
-        return rows if inside.all() else rows[inside]
+        rows = rows if inside.all() else rows[inside]
+        return as_taken(rows, rows[:, _MONOTONIC])
 
     def last_seconds(self) -> float:
         """The time of the newest sample; NaN if there is none."""
@@ -137,8 +165,11 @@ class Archive:
         # Whole buckets at both ends: a part of one has another mean.
         since, until = whole_spans(since, until, TIER_SECONDS[tier])
         stored, covered = self._store.tier_blocks(tier, since, until)
-        tail = self.rows(max(since, covered), until)
-        tail = tail[tail[:, 0] > covered]
+        # Before a clock was set back the tier may have come further than the newest sample.
+        tail = self.rows(max(since, covered) if self.last_seconds() >= covered else since, until)
+        # By the clock that is never set back.
+        tail = tail[tail[:, _MONOTONIC] > max(stored[:, VALUE, _MONOTONIC], default=-math.inf)]
+        stored = as_taken(stored, stored[:, VALUE, _MONOTONIC])
         if columns is not SAMPLE_COLUMNS:
             at = [SAMPLE_COLUMNS.index(name) for name in columns]
             stored, tail = stored[:, :, at], tail[:, at]
@@ -159,8 +190,9 @@ class Archive:
         span = _history.span_of(resolution)
         newest = self.last_seconds()
         begin, end = _history.moment(since, EARLIEST, newest), _history.moment(until, LATEST, newest)
-        tier = choose_tier(self.starts(), begin) if span is None else base_tier(span)
-        span = TIER_SECONDS[tier] if span is None else span
+        starts = self.starts()
+        tier = choose_tier(starts, begin) if span is None else tier_for(span, starts, begin)
+        span = max(span or 0.0, TIER_SECONDS[tier])
         told = {**(attrs or {}), "resolution_seconds": span, "tier": TIER_NAMES[tier]}
         before = begin - LONGEST_INTERVAL_SECONDS - span
         if span == 0.0:

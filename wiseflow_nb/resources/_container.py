@@ -31,6 +31,17 @@ class Container:
     others (``memory_of``, of ``memory_files``).
     """
 
+    __slots__ = (
+        "_counts_cpu",
+        "_counts_throttled",
+        "_files",
+        "_pressures",
+        "_root",
+        "cpu_files",
+        "memory_files",
+        "working_set",
+    )
+
     def __init__(self, root: str, files: KeptFiles) -> None:
         self._root, self._files = root, files
         #: Used memory that cannot be dropped, as of the last reading of ``memory``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable
@@ -27,17 +28,43 @@ class Disk(NamedTuple):
 def split_paths(text: str) -> tuple[str, ...]:
     """Return the paths of a setting: one, or several with the system's separator (``:``, ``;`` on Windows).
 
-    A path that exists as it stands is one path, whatever it holds; nothing at all is ``.``.
+    A leading ``~`` is the home directory. What exists as it stands is one path, also where a name
+    in it holds the separator; nothing at all is ``.``.
 
     Examples
     --------
     >>> split_paths(os.pathsep.join(["/data", "/scratch"]))
     ('/data', '/scratch')
     """
-    if os.pathsep not in text or os.path.exists(text):
-        return (text or ".",)
-    found = tuple(dict.fromkeys(item for item in text.split(os.pathsep) if item))
-    return found or (".",)
+    pieces, found = text.split(os.pathsep), []
+    while pieces:
+        # The longest that exists; what does not (yet) is taken apart at each separator.
+        for count in range(len(pieces), 0, -1):
+            path = os.path.expanduser(os.pathsep.join(pieces[:count]))
+            if count == 1 or (path.strip(os.pathsep) and os.path.exists(path)):
+                break
+        del pieces[:count]
+        if path:
+            found.append(path)
+    return tuple(dict.fromkeys(found)) or (".",)
+
+
+def absolute_paths(text: str) -> str:
+    """Return the paths of a setting made absolute, joined again: for a process in another directory.
+
+    Examples
+    --------
+    >>> absolute_paths("/data/../scratch") == os.path.abspath("/scratch")
+    True
+    """
+    return os.pathsep.join(map(_absolute, split_paths(text)))
+
+
+def _absolute(path: str) -> str:
+    # Without a working directory (it was removed) nothing relative can be found anyway.
+    with contextlib.suppress(OSError):
+        return os.path.abspath(path)
+    return path
 
 
 def space(path: str, portable: bool = False) -> tuple[float, float, float]:
@@ -68,7 +95,8 @@ class Disks:
 
     def __init__(self, text: str, portable: bool) -> None:
         self.text, self._portable = text, portable
-        paths = split_paths(text)
+        # Absolute: what is watched does not move when somebody changes the working directory.
+        paths = tuple(dict.fromkeys(map(_absolute, split_paths(text))))
         self._names = paths
         self._parts = [Part(f"disk space of {path}", COLUMNS, _reader(path, portable)) for path in paths]
         self._last: list[Values] = [(NAN, NAN, NAN)] * len(paths)

@@ -63,6 +63,8 @@ class KeptFiles:
     >>> files.close()
     """
 
+    __slots__ = ("__weakref__", "_kept", "_limit", "forked", "generation")
+
     def __init__(self, limit: int = KEPT) -> None:
         self._limit = limit
         self._kept: dict[str, _Kept] = {}

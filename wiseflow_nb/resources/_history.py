@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from wiseflow_nb.errors import UsageError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Moment = float | str | datetime | timedelta
+#: Texts that name another moment on each day, or in each zone, in which they are read.
+_UNBOUND = re.compile(r"now|today|T?\s*\d{1,2}:\d\d.*|T?\s*\d{1,2}\s*[ap]m", re.IGNORECASE)
 Resolution = float | str | timedelta
 #: Before and after every moment; finite, so that it can be cut to whole spans.
 EARLIEST, LATEST = -1e18, 1e18
@@ -62,8 +65,10 @@ def rate(times: np.ndarray, values: np.ndarray, gaps: np.ndarray) -> np.ndarray:
 def moment(value: Moment | None, default: float, newest: float = math.nan) -> float:
     """Return seconds since the epoch of a number, a text or a date; one without a zone is UTC.
 
-    A text that begins with a minus sign (``"-15min"``, ``"-2h"``) and a negative ``timedelta`` are
-    counted back from ``newest``, the time of the newest sample, so that they mean the same for a
+    Any real number is seconds since the epoch, numpy's too. A text names its day: ``"now"``,
+    ``"today"``, a time of day or a day without a year would mean something else to each reader and
+    is refused. A text that begins with a minus sign (``"-15min"``, ``"-2h"``) and a negative ``timedelta``
+    are counted back from ``newest``, the time of the newest sample, so that they mean the same for a
     session that has ended.
 
     Raises
@@ -77,29 +82,47 @@ def moment(value: Moment | None, default: float, newest: float = math.nan) -> fl
     60.0
     >>> moment("-1min", 0.0, newest=100.0)
     40.0
+    >>> moment("today", 0.0)
+    Traceback (most recent call last):
+    ...
+    wiseflow_nb.errors.UsageError: 'today' is no moment; give seconds since the epoch, ...
     """
     if value is None:
         return default
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
-        return float(value)
     import pandas as pd
 
+    given = _plain(value)
+    if isinstance(given, float) and given == given:
+        return min(max(given, EARLIEST), LATEST)
     try:
-        if isinstance(value, timedelta) or (isinstance(value, str) and value.strip().startswith("-")):
-            back = -_duration(value)
+        if isinstance(given, timedelta) or (isinstance(given, str) and given.strip().startswith("-")):
+            back = -_duration(given)
             if back > 0:
                 return newest - back if newest == newest else default
-        else:
-            stamp = pd.Timestamp(value)
+        elif not (isinstance(given, str) and _UNBOUND.fullmatch(given.strip())):
+            stamp = pd.Timestamp(given)
             seconds = float((stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp).timestamp())
-            if seconds == seconds:
+            # A day without a year is taken for one of the year 1.
+            if seconds == seconds and stamp.year > 1:
                 return seconds
     except (ValueError, TypeError, OverflowError):
         pass
     raise UsageError(
-        f"{value!r} is no moment; give seconds since the epoch, a date or its text (UTC where it names "
-        'no zone), or a time before the newest sample such as "-15min"'
+        f"{value!r} is no moment; give seconds since the epoch, a date with its year or the text of one (UTC "
+        'where it names no zone), or a time before the newest sample such as "-15min"'
     )
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers of any kind as floats, durations of numpy's as those of pandas, all else as it is."""
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, np.timedelta64):  # for numpy a number, too
+        return pd.Timedelta(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def _duration(value: str | timedelta) -> float:
@@ -127,12 +150,11 @@ def span_of(resolution: Resolution | None) -> float | None:
         return None
     if resolution == "raw":
         return 0.0
-    seconds = math.nan
-    if isinstance(resolution, (int, float)) and not isinstance(resolution, bool):
-        seconds = float(resolution)
-    elif isinstance(resolution, (str, timedelta)):
+    given = _plain(resolution)
+    seconds = given if isinstance(given, float) else math.nan
+    if isinstance(given, (str, timedelta)):
         with contextlib.suppress(ValueError, TypeError):
-            seconds = _duration(resolution)
+            seconds = _duration(given)
     if not 0 < seconds <= COARSEST_SECONDS:
         raise UsageError(
             f'resolution {resolution!r} is unknown; give None (the finest that reaches back to since), "raw", '
@@ -158,7 +180,7 @@ def _frame(
     inside: np.ndarray,
     attrs: Mapping[str, Any],
 ) -> pd.DataFrame:
-    """Put columns side by side, cut to a range, with a row of NaN in every gap."""
+    """Put columns side by side, cut to a range, with a row of NaN in every gap, in order of time."""
     import numpy as np
     import pandas as pd
 
@@ -171,6 +193,10 @@ def _frame(
     if len(at):
         times = np.insert(times, at, (times[at] + times[at - 1]) / 2)
         values = np.insert(values, at, np.nan, axis=0)
+    if (times[1:] < times[:-1]).any():
+        # The clock was set back: two rows may tell of one moment, and what was taken first comes first.
+        order = np.argsort(times, kind="stable")
+        times, values = times[order], values[order]
     result = pd.DataFrame(values, columns=names, index=_index(times), copy=False)
     result.attrs.update(attrs)
     return result
@@ -194,7 +220,9 @@ def frame(
 ) -> pd.DataFrame:
     """Return samples as a DataFrame with a UTC index named ``time``; a copy unless ``owned``.
 
-    Before a sample that ends a gap there is a row of NaN, half way through the gap.
+    Before a sample that ends a gap there is a row of NaN, half way through the gap. The index never
+    goes back: where the clock was set back, rows are in the order of their times, rates are those of
+    the order in which they were taken (``monotonic_seconds``).
 
     Parameters
     ----------

@@ -47,6 +47,22 @@ class LinuxHost:
     waiting for a disk, stolen), ``own_memory`` the resident bytes of the reading process.
     """
 
+    __slots__ = (
+        "_device_files",
+        "_devices",
+        "_diskstats",
+        "_files",
+        "_loadavg",
+        "_net",
+        "_proc",
+        "_root",
+        "_tells_newest",
+        "cpu",
+        "memory",
+        "newest_process",
+        "own_memory",
+    )
+
     def __init__(self, root: str, files: KeptFiles) -> None:
         self._root, self._files = root, files
         proc = self._proc = os.path.join(root, "proc")

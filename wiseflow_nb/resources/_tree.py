@@ -64,6 +64,27 @@ class LinuxTree:
         The kept files.
     """
 
+    __slots__ = (
+        "_alive",
+        "_exclude",
+        "_fds",
+        "_files",
+        "_listed",
+        "_listings_left",
+        "_members",
+        "_newest",
+        "_pages",
+        "_pid",
+        "_proc",
+        "_root",
+        "_settled",
+        "_start",
+        "_threads",
+        "_ticks",
+        "counted_fds",
+        "generation",
+    )
+
     def __init__(self, pid: int, root: str, exclude: frozenset[int], files: KeptFiles) -> None:
         self._pid = pid
         self._root, self._proc = root, os.path.join(root, "proc")

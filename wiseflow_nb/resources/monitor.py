@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,8 @@ from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.resources._rules import FUNCTION, AlertRule
 from wiseflow_nb.resources._sampler import Sampler, SampleSource, SamplingPlan
 from wiseflow_nb.resources._shared import SharedProbe
-from wiseflow_nb.sizing import SizingDecision, SizingInput, SizingPast, decide_workers
+from wiseflow_nb.resources._sizer import Sizer
+from wiseflow_nb.sizing import SizingDecision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,6 +108,7 @@ class ResourceMonitor:
         self._newest: Sample | None = None
         self._transitions: collections.deque[AlertTransition] = collections.deque(maxlen=KEPT_TRANSITIONS)
         self._open: dict[str, AlertView] = {}
+        self._lock = threading.Lock()  # over the two
         self.bus = EventBus() if bus is None else bus
         self._announcer = Announcer(self.bus, clock)
         # What the user gave; those with a function are judged in this process.
@@ -123,8 +126,7 @@ class ResourceMonitor:
         self._busy = False
         self._running = False
         self._thread: threading.Thread | None = None
-        self._sizing_past = SizingPast()
-        self._last_target = 0
+        self._sizer = Sizer()
         tell_of_forks(self)
 
     def after_fork(self) -> None:
@@ -132,6 +134,7 @@ class ResourceMonitor:
         self._probe.after_fork()
         self._functions.after_fork()
         self._announcer.after_fork()
+        self._lock = threading.Lock()
         self._running, self._thread, self._sampler = False, None, None
         self._kept = collections.deque(maxlen=KEPT_SAMPLES)
         self._transitions = collections.deque(maxlen=KEPT_TRANSITIONS)
@@ -208,7 +211,8 @@ class ResourceMonitor:
     @property
     def alerts(self) -> tuple[AlertView, ...]:
         """The alerts that are open now."""
-        return tuple(self._open.values())
+        with self._lock:
+            return tuple(self._open.values())
 
     def plan(self, revision: int = 0) -> SamplingPlan:
         """How often is sampled and what is judged, by the settings and the rules that were added."""
@@ -268,14 +272,32 @@ class ResourceMonitor:
         ----------
         since, until
             Seconds since the epoch, texts or dates (UTC without a zone); ``"-15min"`` is before the newest.
+            ``"now"`` and ``"today"`` are refused: the day and the zone would be the reader's.
         resolution
             ``"raw"`` (default), or seconds that a row is to span: then with ``<column>_min`` and ``_max``.
         rates
             Add ``<counter>_per_second`` for each counter.
+
+        Notes
+        -----
+        ``attrs`` tell ``host``, ``limit_source``, ``version``, ``probe_path``, ``resolution_seconds`` and ``tier``.
+        The index never goes back; where the clock was set back, ``monotonic_seconds`` tells the order of
+        the samples.
+
+        Raises
+        ------
+        UsageError
+            If a moment or the resolution is none.
         """
+        import wiseflow_nb
         from wiseflow_nb.resources._history import raw_history
 
-        attrs = {"host": socket.gethostname(), "limit_source": self.limits.limit_source}
+        attrs = {
+            "host": socket.gethostname(),
+            "limit_source": self.limits.limit_source,
+            "version": wiseflow_nb.__version__,
+            "probe_path": self.probe_path,
+        }
         return raw_history(self.rows(), since=since, until=until, resolution=resolution, rates=rates, attrs=attrs)
 
     def summary(self, **options: Any) -> pd.DataFrame:
@@ -292,7 +314,8 @@ class ResourceMonitor:
 
     def transitions(self) -> list[AlertTransition]:
         """The newest 1,000 alert transitions, oldest first."""
-        return list(self._transitions)
+        with self._lock:
+            return list(self._transitions)
 
     def alert_history(self) -> pd.DataFrame:
         """The newest 1,000 alert transitions: one row each, indexed by time (UTC)."""
@@ -443,11 +466,29 @@ class ResourceMonitor:
     def acknowledge(self, alert_id: str) -> bool:
         """Mark an open alert that is judged in this process as seen: it is not repeated."""
         sampler = self._sampler
-        return self._functions.acknowledge(alert_id) or (sampler is not None and sampler.acknowledge(alert_id))
+        seen = self._functions.acknowledge(alert_id) or (sampler is not None and sampler.acknowledge(alert_id))
+        if seen:
+            self.mark_acknowledged(alert_id)
+        return seen
+
+    def mark_acknowledged(self, alert_id: str) -> None:
+        """Show an open alert as seen, wherever it is judged; one that has ended stays as it was."""
+        with self._lock:
+            if (view := self._open.get(alert_id)) is not None:
+                self._open[alert_id] = replace(view, acknowledged=True)
 
     def silence(self, alert_id: str, seconds: float) -> bool:
-        """Tell nobody of an open alert's ups and downs for so long; its end is always told."""
-        until, sampler = self._clock.time() + seconds, self._sampler
+        """Tell nobody of an open alert's ups and downs for so long (0: tell again); its end is always told.
+
+        Raises
+        ------
+        UsageError
+            If ``seconds`` is no finite number, or below 0.
+        """
+        given: Any = seconds
+        if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) < math.inf:
+            raise UsageError(f"an alert cannot be silenced for {given!r} seconds; give a finite number from 0 on")
+        until, sampler = self._clock.time() + float(given), self._sampler
         return self._functions.silence(alert_id, until) or (sampler is not None and sampler.silence(alert_id, until))
 
     def deliver(self, transition: AlertTransition) -> None:
@@ -466,7 +507,7 @@ class ResourceMonitor:
                 # What it told last may not be on record; what is stays as it is.
                 if now - item.time_seconds < UNSURE_SECONDS:
                     self.on_own_alert(item)
-        for alert_id in [key for key in self._open if key not in own]:
+        for alert_id in [view.alert_id for view in self.alerts if view.alert_id not in own]:
             before = last[alert_id]
             self._own_alert(
                 replace(
@@ -514,31 +555,11 @@ class ResourceMonitor:
         workers
             Workers there are now; default: what the last call answered.
         """
-        settings, sample = self._settings, self.latest() or Sample()
-        low, high = settings.min_thread_workers, settings.max_thread_workers
-        current = workers if workers is not None else (self._last_target or low)
-        # The recorder looks at the limits again and again; this process' own look may be old.
-        cores = sample.cpu_limit_cores
-        decision = decide_workers(
-            SizingInput(
-                cpu_limit_cores=self.limits.cpu_limit_cores if math.isnan(cores) else cores,
-                cpu_utilization_ratio=sample.cpu_utilization_ratio,
-                memory_utilization_ratio=sample.memory_utilization_ratio,
-                cpu_warning_ratio=settings.warning_ratio("cpu"),
-                cpu_critical_ratio=settings.critical_ratio("cpu"),
-                memory_warning_ratio=settings.warning_ratio("memory"),
-                memory_critical_ratio=settings.critical_ratio("memory"),
-                workers=current,
-                pending=high if pending is None else pending,
-                min_workers=low,
-                max_workers=high,
-                now_seconds=self._clock.monotonic(),
-            ),
-            self._sizing_past,
-        )
-        self._sizing_past = decision.past
-        self._last_target = decision.target
-        return decision
+        sample = self.latest() or Sample()
+        if math.isnan(sample.cpu_limit_cores):
+            # The recorder looks at the limits again and again; this process' own look may be old.
+            sample = sample._replace(cpu_limit_cores=self.limits.cpu_limit_cores)
+        return self._sizer.decide(self._settings, sample, pending, workers, self._clock.monotonic())
 
     def _reader(self) -> RingReader | None:
         if self._ring is not None and self._ring.was_replaced():
@@ -568,8 +589,9 @@ class ResourceMonitor:
             self.bus.publish(EventRecord(self._clock.time(), "sampler_failed", message))
 
     def _remember(self, item: AlertTransition) -> None:
-        self._transitions.append(item)
-        if item.kind == "resolved":
-            self._open.pop(item.alert_id, None)
-            return
-        self._open[item.alert_id] = alert_view(item)
+        with self._lock:
+            self._transitions.append(item)
+            before = self._open.pop(item.alert_id, None)
+            if item.kind != "resolved":
+                seen = before is not None and before.acknowledged
+                self._open[item.alert_id] = alert_view(item, acknowledged=seen)

@@ -95,16 +95,19 @@ class SessionView(Protocol):
         ----------
         since, until
             First and last moment, both included: seconds since the epoch, a date or its text (UTC
-            where it names no zone), or a time before the newest sample such as ``"-15min"``.
-            Default: all there is.
+            where it names no zone; ``"now"``, ``"today"`` and times without a day are refused), or a
+            time before the newest sample such as ``"-15min"``. Default: all there is.
         resolution
             Samples are kept as they are for an hour, in buckets of 10 s for a day and of 60 s for a
             week. ``None``: the finest of these that reaches back to ``since``; ``"raw"``, ``"10s"``
             or ``"60s"``: that one, as far as it reaches; any other span up to 7 days (seconds, or as
-            ``"5min"``): rolled up, exactly, from the coarsest that divides it.
+            ``"5min"``): rolled up, exactly, from the coarsest that divides it. Where that does not
+            reach back to ``since``, from the finest that does: a bucket goes to the span in which it
+            begins, and a span below its own becomes that (``attrs`` tell both).
         rates
             Add ``<counter>_per_second`` for every column ``<counter>_total``; NaN in the first row
-            there is and across gaps.
+            there is and across gaps. A counter that is read seldom, as it is dear, has the mean rate
+            between two readings in all rows between them.
 
         Returns
         -------
