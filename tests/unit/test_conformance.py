@@ -92,6 +92,8 @@ def told(shot: Snapshot) -> dict[str, Any]:
 def settle(session: Session, alive: int = 0) -> None:
     wait_until(lambda: sum(not task.state.terminal for task in session.task_records()) == alive)
     wait_until(lambda: session.pool.status().busy == min(alive, 1) and session.pool.status().queued == 0)
+    # Else it may give the pool another size between two looks: that of a busy machine.
+    session._governor.stop(30)
     session._governor.tell_pool()
     assert session.sync()
 
