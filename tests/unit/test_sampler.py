@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import threading
+import time
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ import psutil
 import pytest
 
 from wiseflow_nb.clock import Clock
+from wiseflow_nb.config import Settings
 from wiseflow_nb.records import TIER_RETENTION_SECONDS, AlertTransition, EventRecord, Limits, Sample
 from wiseflow_nb.resources._probe import Probe
 from wiseflow_nb.resources._ring import RingReader, RingWriter
 from wiseflow_nb.resources._rules import AlertPlan, AlertRule
 from wiseflow_nb.resources._sampler import LAST_SECONDS, NO_EVENTS, NO_PROCESSES, Sampler, SamplingPlan
+from wiseflow_nb.resources.monitor import ResourceMonitor
 from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME
 from wiseflow_nb.store.writer import StoreWriter
 from wiseflow_nb.testing import FakeClock, ScriptedProbe
@@ -301,3 +304,25 @@ def test_a_day_of_sampling_with_dashboards_coming_and_going(tmp_path: Path) -> N
     probe.close()
     ring.close()
     writer.close()
+
+
+def test_monitors_that_come_and_go_leave_no_thread_and_no_descriptor(tmp_path: Path) -> None:
+    settings = Settings(resource_check_interval=0.1, disk_path=str(tmp_path))
+
+    def come_and_go(times: int) -> None:
+        for _ in range(times):
+            with ResourceMonitor(settings) as monitor:
+                monitor.add_callback(lambda alert: None)
+                monitor.add_rule("of a function", lambda sample: 1.0, warning=2.0)
+                monitor.watch(1.0)
+                deadline = time.monotonic() + 30
+                while len(monitor.rows()) < 2:
+                    assert time.monotonic() < deadline, "no samples came"
+                    time.sleep(0.005)
+
+    come_and_go(2)
+    gc.collect()
+    before = {thread.name for thread in threading.enumerate()}, descriptors()
+    come_and_go(25)
+    gc.collect()
+    assert ({thread.name for thread in threading.enumerate()}, descriptors()) == before
