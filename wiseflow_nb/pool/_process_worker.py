@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from wiseflow_nb.errors import UsageError, WorkerLostError
-from wiseflow_nb.pool._process_stop import StopPlan
+from wiseflow_nb.pool._process_stop import LOOK_SECONDS, StopPlan
 from wiseflow_nb.pool._process_wire import FrameReader, frame
 
 #: What is kept of the output of one call, in bytes; the end is what tells most.
@@ -77,7 +77,7 @@ class WorkerProcess:
         self._buried = False
         self._reason = ""
         self._plan = StopPlan()
-        self._unsent = memoryview(b"")
+        self._unsent: bytes | memoryview = b""
         self._length = 0
         theirs: list[int] = []
         self._mine: list[int] = []
@@ -123,14 +123,16 @@ class WorkerProcess:
         self._send(task_id, name, attempt, call)
         plan = self._plan = StopPlan()
         while True:
-            action, seconds = plan.due(time.monotonic())
-            if action == "kill":
-                self.kill()
-                return self._end(Reply(forced=True, cancelled=True))
-            if action == "interrupt":
-                plan.interrupted = True
-                with contextlib.suppress(OSError):
-                    os.kill(self.pid, signal.SIGTERM)
+            seconds = LOOK_SECONDS
+            if plan.asked is not None:
+                action, seconds = plan.due(time.monotonic())
+                if action == "kill":
+                    self.kill()
+                    return self._end(Reply(forced=True, cancelled=True))
+                if action == "interrupt":
+                    plan.interrupted = True
+                    with contextlib.suppress(OSError):
+                        os.kill(self.pid, signal.SIGTERM)
             # A millisecond more: poll rounds down, and would come back a moment early.
             ready = self._poll.poll(seconds * 1000.0 + 1.0)
             if not ready and self._dead():
@@ -152,12 +154,11 @@ class WorkerProcess:
 
     def _send(self, task_id: str, name: str, attempt: int, call: bytes) -> None:
         self._serial += 1
-        self._tail.clear()
-        setup = (_directory(), list(sys.path))
-        header = (self._serial, task_id, name, attempt, None if setup == self._setup else setup)
-        self._setup = setup
-        self._unsent = memoryview(frame(header, call))
-        self._length = len(self._unsent)
+        known, directory, news = self._setup, _directory(), None
+        if known is None or known[0] != directory or known[1] != sys.path:
+            news = self._setup = (directory, list(sys.path))
+        self._unsent = data = frame((self._serial, task_id, name, attempt, news), call)
+        self._length = len(data)
         self._write()
         if self._unsent:
             self._poll.register(self._tasks, select.POLLOUT)
@@ -169,8 +170,9 @@ class WorkerProcess:
     def _write(self) -> bool:
         """Write as much as the pipe takes; return False if nobody will read it, which ``_hear`` will find too."""
         try:
-            while self._unsent:
-                self._unsent = self._unsent[os.write(self._tasks, self._unsent) :]
+            while left := self._unsent:
+                written = os.write(self._tasks, left)
+                self._unsent = b"" if written == len(left) else memoryview(left)[written:]
         except BlockingIOError:
             return True
         except OSError:
