@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+import time
 
 import pytest
 
@@ -18,8 +19,8 @@ SIZE = 64 << 20
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What the counter of page faults says, next first; then what it really says."""
     told: list[int] = []
-    real = _process_child._page_faults
-    monkeypatch.setattr(_process_child, "_page_faults", lambda: told.pop(0) if told else real())
+    real = _process_child._used
+    monkeypatch.setattr(_process_child, "_used", lambda: (told.pop(0), 0.0) if told else real())
     return told
 
 
@@ -35,10 +36,16 @@ def touch_and_free() -> None:
     held.close()
 
 
+def burn(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
 def test_without_a_page_fault_the_peak_is_what_was_resident_at_the_beginning(readings: list[int]) -> None:
     meter = Meter()
     readings += [7, 7]
-    meter.forget_peak()
+    meter.begin()
     assert meter.peak_bytes() == pytest.approx(high_water_bytes(), rel=0.05)
     meter.close()
 
@@ -46,11 +53,11 @@ def test_without_a_page_fault_the_peak_is_what_was_resident_at_the_beginning(rea
 def test_memory_that_was_touched_and_freed_is_in_the_peak_and_not_in_the_next_one() -> None:
     meter = Meter()
     touch_and_free()
-    meter.forget_peak()
+    meter.begin()
     before = meter.peak_bytes()
     touch_and_free()
     assert meter.peak_bytes() >= before + 0.9 * SIZE
-    meter.forget_peak()
+    meter.begin()
     assert meter.peak_bytes() < before + 0.5 * SIZE
     meter.close()
 
@@ -58,9 +65,24 @@ def test_memory_that_was_touched_and_freed_is_in_the_peak_and_not_in_the_next_on
 def test_where_the_mark_was_not_reset_or_the_files_are_closed_the_peak_is_unknown() -> None:
     meter = Meter()
     assert meter.peak_bytes() != meter.peak_bytes()
-    meter.forget_peak()
+    meter.begin()
     assert meter.peak_bytes() > 0
     meter.close()
     assert meter.peak_bytes() != meter.peak_bytes()
-    meter.forget_peak()
+    meter.begin()
     assert meter.peak_bytes() != meter.peak_bytes()
+
+
+def test_cpu_time_counts_from_the_start_or_where_nothing_started_from_the_beginning() -> None:
+    meter = Meter()
+    meter.begin()
+    burn(0.05)
+    assert meter.cpu_seconds() >= 0.05 - 2e-6
+    meter.begin()
+    burn(0.05)
+    began = time.process_time()
+    meter.start()
+    burn(0.01)
+    counted = meter.cpu_seconds()
+    assert 0.01 <= counted <= time.process_time() - began
+    meter.close()

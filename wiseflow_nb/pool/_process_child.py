@@ -43,37 +43,39 @@ class Meter:
         self._page = os.sysconf("SC_PAGE_SIZE") if self._reset >= 0 else 0
         #: Page faults, and then resident bytes, when the high-water mark was last reset; -1 if it was not.
         self._faults, self._resident = -1, 0
-        self._cpu = 0.0
+        #: CPU time at the start: of this process, and of the children that had been waited for.
+        self._cpu = self._children = 0.0
 
-    def forget_peak(self) -> None:
-        """Let the high-water mark of resident memory begin anew (Linux: 5 into clear_refs)."""
+    def begin(self) -> None:
+        """Count CPU time from here, and let the high-water mark of resident memory begin anew."""
+        faults, self._cpu = _used()
+        self._children = _children_seconds()
         self._faults = -1
         if self._reset >= 0:
             try:
-                # The faults first: one that comes in between is one too many, and costs a reading.
-                faults = _page_faults()
-                os.pwrite(self._reset, b"5", 0)
+                # The faults were read first: one that comes in between is one too many, and costs a reading.
+                os.pwrite(self._reset, b"5", 0)  # Linux: 5 into clear_refs
                 self._resident = int(os.pread(self._statm, 128, 0).split(None, 2)[1]) * self._page
                 self._faults = faults
             except (OSError, ValueError, IndexError):
                 pass
 
     def start(self) -> None:
-        """Count CPU time from here."""
-        self._cpu = _cpu_seconds()
+        """Leave out the CPU time that this process has spent since ``begin``."""
+        self._cpu = time.process_time()
 
     def cpu_seconds(self) -> float:
-        """CPU time since ``start``, of all threads and of the children that were waited for."""
-        return _cpu_seconds() - self._cpu
+        """CPU time since the start, of all threads and of the children that were waited for."""
+        return time.process_time() - self._cpu + _children_seconds() - self._children
 
     def peak_bytes(self) -> float:
-        """The most resident memory since ``forget_peak``; NaN where the system does not tell.
+        """The most resident memory since ``begin``; NaN where the system does not tell.
 
         No page becomes resident without a fault: where there was none, the most was at the
         beginning, and the long text that tells the high-water mark need not be made.
         """
         if self._faults >= 0:
-            if _page_faults() == self._faults:
+            if _used()[0] == self._faults:
                 return float(self._resident)
             with contextlib.suppress(OSError, ValueError, IndexError):
                 # Not ru_maxrss: across fork and exec that begins with the parent's own peak.
@@ -89,18 +91,19 @@ class Meter:
         self._status = self._statm = self._reset = self._faults = -1
 
 
-def _page_faults() -> int:
+def _used() -> tuple[int, float]:
+    """Page faults and CPU seconds of this process; microseconds at best."""
     if sys.platform == "win32":
-        return 0
+        return 0, time.process_time()
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_minflt + used.ru_majflt
+    return used.ru_minflt + used.ru_majflt, used.ru_utime + used.ru_stime
 
 
-def _cpu_seconds() -> float:
+def _children_seconds() -> float:
     if sys.platform == "win32":  # it has no counter of the children's time
-        return time.process_time()
+        return 0.0
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + spent.ru_utime + spent.ru_stime
+    return spent.ru_utime + spent.ru_stime
 
 
 class Worker:
@@ -151,7 +154,6 @@ class Worker:
 
     def _serve(self, serial: int, context: TaskContext, call: bytes) -> None:
         name = context.name
-        self._meter.forget_peak()
         value, error, cpu_seconds = self._call(context, call)
         peak = self._meter.peak_bytes()
         cancelled = context.cancelled
@@ -181,7 +183,7 @@ class Worker:
     def _call(self, context: TaskContext, call: bytes) -> tuple[Any, BaseException | None, float]:
         value, error = None, None
         entered = enter_task(context)
-        self._meter.start()
+        self._meter.begin()
         try:
             fn, args, kwargs = _load_call(context.name, call)
             self._meter.start()
