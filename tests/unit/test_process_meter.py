@@ -19,8 +19,8 @@ SIZE = 64 << 20
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What the counter of page faults says, next first; then what it really says."""
     told: list[int] = []
-    real = _process_child._used
-    monkeypatch.setattr(_process_child, "_used", lambda: (told.pop(0), 0.0) if told else real())
+    real = _process_child._page_faults
+    monkeypatch.setattr(_process_child, "_page_faults", lambda: told.pop(0) if told else real())
     return told
 
 
@@ -29,10 +29,14 @@ def high_water_bytes() -> float:
         return next(float(line.split()[1]) * 1024.0 for line in file if line.startswith("VmHWM:"))
 
 
-def touch_and_free() -> None:
-    held = mmap.mmap(-1, SIZE)
+def touch(held: mmap.mmap) -> None:
     for start in range(0, SIZE, mmap.PAGESIZE):
         held[start] = 1
+
+
+def touch_and_free() -> None:
+    held = mmap.mmap(-1, SIZE)
+    touch(held)
     held.close()
 
 
@@ -44,9 +48,25 @@ def burn(seconds: float) -> None:
 
 def test_without_a_page_fault_the_peak_is_what_was_resident_at_the_beginning(readings: list[int]) -> None:
     meter = Meter()
-    readings += [7, 7]
+    readings += [7, 7, 7]
+    for _ in range(3):
+        meter.begin()
+        assert meter.peak_bytes() == pytest.approx(high_water_bytes(), rel=0.05)
+    meter.close()
+
+
+def test_memory_that_was_given_back_without_a_page_fault_is_not_in_the_next_peak(readings: list[int]) -> None:
+    meter = Meter()
+    held = mmap.mmap(-1, SIZE)
+    touch(held)
+    readings += [7, 7, 7]
     meter.begin()
-    assert meter.peak_bytes() == pytest.approx(high_water_bytes(), rel=0.05)
+    meter.peak_bytes()
+    meter.begin()
+    before = meter.peak_bytes()
+    held.close()
+    meter.begin()
+    assert meter.peak_bytes() <= before - 0.9 * SIZE
     meter.close()
 
 
@@ -57,6 +77,16 @@ def test_memory_that_was_touched_and_freed_is_in_the_peak_and_not_in_the_next_on
     before = meter.peak_bytes()
     touch_and_free()
     assert meter.peak_bytes() >= before + 0.9 * SIZE
+    meter.begin()
+    assert meter.peak_bytes() < before + 0.5 * SIZE
+    meter.close()
+
+
+def test_memory_that_was_touched_and_freed_between_two_calls_is_in_the_peak_of_neither() -> None:
+    meter = Meter()
+    meter.begin()
+    before = meter.peak_bytes()
+    touch_and_free()
     meter.begin()
     assert meter.peak_bytes() < before + 0.5 * SIZE
     meter.close()

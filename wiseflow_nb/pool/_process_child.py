@@ -41,24 +41,23 @@ class Meter:
             self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
             self._reset = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
         self._page = os.sysconf("SC_PAGE_SIZE") if self._reset >= 0 else 0
-        #: Page faults, and then resident bytes, when the high-water mark was last reset; -1 if it was not.
-        self._faults, self._resident = -1, 0
+        #: Page faults when they were last counted.
+        self._faults = -1
+        #: Resident bytes when the high-water mark was last reset; -1 if it was not.
+        self._resident = -1
         #: CPU time at the start: of this process, and of the children that had been waited for.
         self._cpu = self._children = 0.0
 
     def begin(self) -> None:
         """Count CPU time from here, and let the high-water mark of resident memory begin anew."""
-        faults, self._cpu = _used()
+        self._cpu = time.process_time()
         self._children = _children_seconds()
-        self._faults = -1
         if self._reset >= 0:
             try:
-                # The faults were read first: one that comes in between is one too many, and costs a reading.
                 os.pwrite(self._reset, b"5", 0)  # Linux: 5 into clear_refs
                 self._resident = int(os.pread(self._statm, 128, 0).split(None, 2)[1]) * self._page
-                self._faults = faults
             except (OSError, ValueError, IndexError):
-                pass
+                self._resident = -1
 
     def start(self) -> None:
         """Leave out the CPU time that this process has spent since ``begin``."""
@@ -71,11 +70,13 @@ class Meter:
     def peak_bytes(self) -> float:
         """The most resident memory since ``begin``; NaN where the system does not tell.
 
-        No page becomes resident without a fault: where there was none, the most was at the
-        beginning, and the long text that tells the high-water mark need not be made.
+        No page becomes resident without a fault: where there was none since they were counted
+        before, the most was at the beginning, and the long text that tells the high-water mark need
+        not be made.
         """
-        if self._faults >= 0:
-            if _used()[0] == self._faults:
+        if self._resident >= 0:
+            before, self._faults = self._faults, _page_faults()
+            if self._faults == before:
                 return float(self._resident)
             with contextlib.suppress(OSError, ValueError, IndexError):
                 # Not ru_maxrss: across fork and exec that begins with the parent's own peak.
@@ -88,15 +89,14 @@ class Meter:
         for fd in (self._status, self._statm, self._reset):
             if fd >= 0:
                 os.close(fd)
-        self._status = self._statm = self._reset = self._faults = -1
+        self._status = self._statm = self._reset = self._resident = -1
 
 
-def _used() -> tuple[int, float]:
-    """Page faults and CPU seconds of this process; microseconds at best."""
+def _page_faults() -> int:
     if sys.platform == "win32":
-        return 0, time.process_time()
+        return 0
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_minflt + used.ru_majflt, used.ru_utime + used.ru_stime
+    return used.ru_minflt + used.ru_majflt
 
 
 def _children_seconds() -> float:
