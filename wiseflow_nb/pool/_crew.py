@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
 from concurrent.futures.thread import BrokenThreadPool
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from wiseflow_nb.clock import Clock, SystemClock
 from wiseflow_nb.context import RemoteRun, _current
@@ -41,6 +41,9 @@ YIELDS = 1_000
 #: What is kept of work that completed, the usual case: number, name, class, when it was submitted (epoch),
 #: queue, wall and CPU seconds.
 Row = tuple[int, str, Priority, float, float, float, float]
+#: The same of work whose code ran in another process: then how its CPU time was measured, its peak of
+#: memory in bytes, and how that was.
+RemoteRow = tuple[int, str, Priority, float, float, float, float, str, float, str]
 
 
 def take(lock: threading.RLock) -> None:
@@ -115,7 +118,7 @@ class Crew:
         self._numbers = 0
         self._submitted = self._completed = self._failed = self._cancelled = self._cleanup_failures = 0
         self._queue_seconds = self._wall_seconds = self._cpu_seconds = 0.0
-        self._records: deque[Row | PoolRecord] = deque(maxlen=RECORDS_KEPT)
+        self._records: deque[Row | RemoteRow | PoolRecord] = deque(maxlen=RECORDS_KEPT)
 
     def owned_by(self, pool: Any) -> None:
         """Close when ``pool`` is collected."""
@@ -315,17 +318,20 @@ class Crew:
         wall = ended - me.started
         cpu = (cpu_after - cpu_before) / 1e9
         figures = (work._number, work._name, work._priority, work._submitted_seconds, queued, wall, cpu)
-        row: Row | PoolRecord = figures
+        row: Row | RemoteRow | PoolRecord = figures
         if error is not None:
             failures = run_cleanups(work.task_context(), work._cleanup, work._name)
             state = "cancelled" if isinstance(error, TaskCancelledError) else "failed"
-            row = _record(figures, state, told(error), failures)
+            row = _row_record(figures, state, told(error), failures)
         work._cleanup = None
         context = work._context
-        if context is not None and context.remote is not None:
+        if context is not None and (remote := context.remote) is not None:
             # Its code ran in another process: what that cost is what counts.
-            row = _as_measured_there(row if isinstance(row, PoolRecord) else _record(row), context.remote)
-            cpu = row.cpu_seconds if row.cpu_seconds == row.cpu_seconds else 0.0
+            if isinstance(row, PoolRecord) or remote.cleanup_failures:
+                row = _as_measured_there(_record(row), remote)
+            else:
+                row = (*figures[:6], remote.cpu_seconds, remote.source, remote.memory_peak_bytes, remote.memory_source)
+            cpu = remote.cpu_seconds if remote.cpu_seconds == remote.cpu_seconds else 0.0
         following = None
         lock = self.lock
         if not lock.acquire(False):
@@ -363,7 +369,7 @@ class Crew:
         del work, value, error
         return None
 
-    def _count_ended(self, row: Row | PoolRecord) -> None:
+    def _count_ended(self, row: Row | RemoteRow | PoolRecord) -> None:
         # The lock is held.
         assert isinstance(row, PoolRecord)
         self._cleanup_failures += row.cleanup_failures
@@ -474,7 +480,7 @@ class Crew:
         """The newest records, oldest first."""
         with self.lock:
             rows = list(self._records)
-        return [row if isinstance(row, PoolRecord) else _record(row) for row in rows]
+        return [_record(row) for row in rows]
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -519,7 +525,17 @@ def _unstarted(work: PoolFuture[Any], state: str, error: str = "") -> PoolRecord
     return PoolRecord(f"p{work._number}", work._name, work._priority, state, work._submitted_seconds, error=error)
 
 
-def _record(row: Row, state: str = "completed", error: str = "", failures: int = 0) -> PoolRecord:
+def _record(row: Row | RemoteRow | PoolRecord) -> PoolRecord:
+    if isinstance(row, PoolRecord):
+        return row
+    if len(row) == 7:
+        return _row_record(row)
+    *figures, cpu_source, peak, memory_source = row
+    record = _row_record(cast("Row", figures))
+    return replace(record, cpu_source=cpu_source, memory_peak_bytes=peak, memory_source=memory_source)
+
+
+def _row_record(row: Row, state: str = "completed", error: str = "", failures: int = 0) -> PoolRecord:
     number, name, priority, submitted, queued, wall, cpu = row
     started = submitted + queued
     return PoolRecord(

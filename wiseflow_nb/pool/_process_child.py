@@ -24,6 +24,9 @@ from wiseflow_nb.context import CancelToken, TaskContext, enter_task, leave_task
 from wiseflow_nb.errors import TaskCancelledError, TaskError, UsageError
 from wiseflow_nb.pool._process_wire import PREFIX, culprit, dumps, frame
 
+if sys.platform != "win32":
+    import resource
+
 #: How often a worker without word from its kernel looks whether that is still its parent, in seconds.
 PARENT_CHECK_SECONDS = 1.0
 
@@ -32,32 +35,49 @@ class Meter:
     """CPU time and peak memory of this process, from one call's beginning to its end."""
 
     def __init__(self) -> None:
-        self._status = self._reset = -1
+        self._status = self._statm = self._reset = -1
         with contextlib.suppress(OSError):
             self._status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
             self._reset = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
-        self._peak_known = False
-        self._cpu = 0.0
+        self._page = os.sysconf("SC_PAGE_SIZE") if self._reset >= 0 else 0
+        #: Page faults when they were last counted.
+        self._faults = -1
+        #: Resident bytes when the high-water mark was last reset; -1 if it was not.
+        self._resident = -1
+        #: CPU time at the start: of this process, and of the children that had been waited for.
+        self._cpu = self._children = 0.0
 
-    def forget_peak(self) -> None:
-        """Let the high-water mark of resident memory begin anew (Linux: 5 into clear_refs)."""
-        self._peak_known = False
-        with contextlib.suppress(OSError):
-            if self._reset >= 0:
-                os.pwrite(self._reset, b"5", 0)
-                self._peak_known = True
+    def begin(self) -> None:
+        """Count CPU time from here, and let the high-water mark of resident memory begin anew."""
+        self._cpu = time.process_time()
+        self._children = _children_seconds()
+        if self._reset >= 0:
+            try:
+                os.pwrite(self._reset, b"5", 0)  # Linux: 5 into clear_refs
+                self._resident = int(os.pread(self._statm, 128, 0).split(None, 2)[1]) * self._page
+            except (OSError, ValueError, IndexError):
+                self._resident = -1
 
     def start(self) -> None:
-        """Count CPU time from here."""
-        self._cpu = _cpu_seconds()
+        """Leave out the CPU time that this process has spent since ``begin``."""
+        self._cpu = time.process_time()
 
     def cpu_seconds(self) -> float:
-        """CPU time since ``start``, of all threads and of the children that were waited for."""
-        return _cpu_seconds() - self._cpu
+        """CPU time since the start, of all threads and of the children that were waited for."""
+        return time.process_time() - self._cpu + _children_seconds() - self._children
 
     def peak_bytes(self) -> float:
-        """The most resident memory since ``forget_peak``; NaN where the system does not tell."""
-        if self._peak_known:
+        """The most resident memory since ``begin``; NaN where the system does not tell.
+
+        No page becomes resident without a fault: where there was none since they were counted
+        before, the most was at the beginning, and the long text that tells the high-water mark need
+        not be made.
+        """
+        if self._resident >= 0:
+            before, self._faults = self._faults, _page_faults()
+            if self._faults == before:
+                return float(self._resident)
             with contextlib.suppress(OSError, ValueError, IndexError):
                 # Not ru_maxrss: across fork and exec that begins with the parent's own peak.
                 text = os.pread(self._status, 4096, 0)
@@ -66,20 +86,24 @@ class Meter:
 
     def close(self) -> None:
         """In a forked child these files would tell of the parent."""
-        for fd in (self._status, self._reset):
+        for fd in (self._status, self._statm, self._reset):
             if fd >= 0:
                 os.close(fd)
-        self._status = self._reset = -1
-        self._peak_known = False
+        self._status = self._statm = self._reset = self._resident = -1
 
 
-def _cpu_seconds() -> float:
-    try:
-        import resource
-    except ImportError:  # Windows has no counter of the children's time
-        return time.process_time()
+def _page_faults() -> int:
+    if sys.platform == "win32":
+        return 0
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_minflt + used.ru_majflt
+
+
+def _children_seconds() -> float:
+    if sys.platform == "win32":  # it has no counter of the children's time
+        return 0.0
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + spent.ru_utime + spent.ru_stime
+    return spent.ru_utime + spent.ru_stime
 
 
 class Worker:
@@ -91,6 +115,7 @@ class Worker:
         self._send_lock = threading.Lock()
         self._meter = Meter()
         self._pid, self._parent = os.getpid(), os.getppid()
+        self._thread = threading.get_ident()
         #: Guards what the listening thread shares with the main one.
         self._lock = threading.Lock()
         self._serial = 0
@@ -114,7 +139,7 @@ class Worker:
             serial, task_id, name, attempt, setup = pickle.loads(self._tasks.read(head))
             if setup is not None:
                 sys.path[:] = setup[1]
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # one that was removed, or is empty: it stays where it is
                     os.chdir(setup[0])
             token = CancelToken()
             with self._lock:
@@ -129,7 +154,6 @@ class Worker:
 
     def _serve(self, serial: int, context: TaskContext, call: bytes) -> None:
         name = context.name
-        self._meter.forget_peak()
         value, error, cpu_seconds = self._call(context, call)
         peak = self._meter.peak_bytes()
         cancelled = context.cancelled
@@ -151,13 +175,15 @@ class Worker:
         if error is not None:
             ok, (body, text) = False, _pack_error(name, error)
         value = error = None
-        _flush()
-        self._send(("result", serial, ok, cpu_seconds, peak, cancelled, failures, text), body)
+        _flush(sys.stdout)
+        _flush(sys.stderr)
+        told = (cancelled, failures, text) if cancelled or failures or text else ()
+        self._send(("result", serial, ok, cpu_seconds, peak, *told), body)
 
     def _call(self, context: TaskContext, call: bytes) -> tuple[Any, BaseException | None, float]:
         value, error = None, None
         entered = enter_task(context)
-        self._meter.start()
+        self._meter.begin()
         try:
             fn, args, kwargs = _load_call(context.name, call)
             self._meter.start()
@@ -189,13 +215,13 @@ class Worker:
             raise TaskCancelledError(f"the task was asked to stop: {self._token.reason or 'terminated'}")
 
     def _send(self, header: tuple[Any, ...], body: bytes = b"") -> None:
-        data = memoryview(frame(header, body))
-        mine = threading.current_thread() is threading.main_thread()
+        data: bytes | memoryview = frame(header, body)
+        mine = threading.get_ident() == self._thread
         with self._send_lock:
             self._sending = self._sending or mine
             try:
-                while data:
-                    data = data[os.write(self._results, data) :]
+                while (written := os.write(self._results, data)) < len(data):
+                    data = memoryview(data)[written:]
             except OSError:
                 os._exit(0)  # nobody listens any more
             finally:
@@ -316,10 +342,11 @@ def _clean_up(context: TaskContext, handlers: list[Any]) -> tuple[str, ...]:
     return tuple(failures)
 
 
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # user code may have put anything there, or closed it
-            stream.flush()
+def _flush(stream: Any) -> None:
+    try:
+        stream.flush()
+    except Exception:  # noqa: BLE001  user code may have put anything there, or closed it
+        return
 
 
 def main(arguments: list[str]) -> None:

@@ -43,6 +43,12 @@ class FrameReader:
     def feed(self, data: bytes) -> Iterator[tuple[tuple[Any, ...], bytes]]:
         """Take bytes in; yield each frame that is complete now."""
         held = self._data
+        if not held and len(data) >= PREFIX.size:
+            head, body = PREFIX.unpack_from(data)
+            start = PREFIX.size + head
+            if len(data) == start + body:  # one whole frame and no more: the usual answer
+                yield pickle.loads(data[PREFIX.size : start]), data[start:]
+                return
         held += data
         while len(held) >= PREFIX.size:
             head, body = PREFIX.unpack_from(held)

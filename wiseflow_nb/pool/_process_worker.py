@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from wiseflow_nb.errors import UsageError, WorkerLostError
-from wiseflow_nb.pool._process_stop import StopPlan
+from wiseflow_nb.pool._process_directory import directory
+from wiseflow_nb.pool._process_stop import LOOK_SECONDS, StopPlan
 from wiseflow_nb.pool._process_wire import FrameReader, frame
 
 #: What is kept of the output of one call, in bytes; the end is what tells most.
@@ -70,14 +71,14 @@ class WorkerProcess:
     def __init__(self) -> None:
         self.idle_since = 0.0
         self._serial = 0
-        self._setup: tuple[str, list[str]] | None = None
+        self._setup: tuple[bytes, list[str]] | None = None
         self._reader = FrameReader()
         self._tail = bytearray()
         self._lock = threading.Lock()
         self._buried = False
         self._reason = ""
         self._plan = StopPlan()
-        self._unsent = memoryview(b"")
+        self._unsent: bytes | memoryview = b""
         self._length = 0
         theirs: list[int] = []
         self._mine: list[int] = []
@@ -123,14 +124,16 @@ class WorkerProcess:
         self._send(task_id, name, attempt, call)
         plan = self._plan = StopPlan()
         while True:
-            action, seconds = plan.due(time.monotonic())
-            if action == "kill":
-                self.kill()
-                return self._end(Reply(forced=True, cancelled=True))
-            if action == "interrupt":
-                plan.interrupted = True
-                with contextlib.suppress(OSError):
-                    os.kill(self.pid, signal.SIGTERM)
+            seconds = LOOK_SECONDS
+            if plan.asked is not None:
+                action, seconds = plan.due(time.monotonic())
+                if action == "kill":
+                    self.kill()
+                    return self._end(Reply(forced=True, cancelled=True))
+                if action == "interrupt":
+                    plan.interrupted = True
+                    with contextlib.suppress(OSError):
+                        os.kill(self.pid, signal.SIGTERM)
             # A millisecond more: poll rounds down, and would come back a moment early.
             ready = self._poll.poll(seconds * 1000.0 + 1.0)
             if not ready and self._dead():
@@ -152,12 +155,11 @@ class WorkerProcess:
 
     def _send(self, task_id: str, name: str, attempt: int, call: bytes) -> None:
         self._serial += 1
-        self._tail.clear()
-        setup = (_directory(), list(sys.path))
-        header = (self._serial, task_id, name, attempt, None if setup == self._setup else setup)
-        self._setup = setup
-        self._unsent = memoryview(frame(header, call))
-        self._length = len(self._unsent)
+        known, place, news = self._setup, directory(), None
+        if known is None or known[0] != place or known[1] != sys.path:
+            news = self._setup = (place, list(sys.path))
+        self._unsent = data = frame((self._serial, task_id, name, attempt, news), call)
+        self._length = len(data)
         self._write()
         if self._unsent:
             self._poll.register(self._tasks, select.POLLOUT)
@@ -169,8 +171,9 @@ class WorkerProcess:
     def _write(self) -> bool:
         """Write as much as the pipe takes; return False if nobody will read it, which ``_hear`` will find too."""
         try:
-            while self._unsent:
-                self._unsent = self._unsent[os.write(self._tasks, self._unsent) :]
+            while left := self._unsent:
+                written = os.write(self._tasks, left)
+                self._unsent = b"" if written == len(left) else memoryview(left)[written:]
         except BlockingIOError:
             return True
         except OSError:
@@ -359,13 +362,6 @@ def _read(fd: int) -> bytes | None:
         return b""
     except OSError:
         return None
-
-
-def _directory() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # removed under us; the worker stays where it is
-        return ""
 
 
 def _unread(fd: int) -> int:
