@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -627,3 +628,57 @@ def test_a_probe_that_exits_does_not_end_the_sampling() -> None:
     with monitor:
         until(clock, probe.worked)
     assert monitor.sampler_failures == 2
+
+
+def hung() -> tuple[ResourceMonitor, Callable[[AlertTransition], None], threading.Event, threading.Thread]:
+    """A monitor whose callback hangs, that callback, what releases it, and the thread that calls."""
+    monitor = ResourceMonitor(Settings(), probe=ScriptedProbe([Sample()], LIMITS), ring_path="/nowhere/ring")
+    gate, entered = threading.Event(), threading.Event()
+
+    def hang(item: AlertTransition) -> None:
+        entered.set()
+        gate.wait(60)
+
+    monitor.add_callback(hang)
+    monitor.start()
+    monitor.deliver(transition(0))
+    assert entered.wait(10)
+    return monitor, hang, gate, monitor._announcer._threads[1]
+
+
+def test_after_a_callback_that_hung_at_stop_a_new_start_calls_the_others_and_loses_nothing() -> None:
+    monitor, hang, gate, stuck = hung()
+    heard: list[str] = []
+    done = threading.Event()
+
+    def hear(item: AlertTransition) -> None:
+        heard.append(item.alert_id)
+        if len(heard) == 2:
+            done.set()
+
+    monitor.deliver(transition(1))
+    monitor.stop(timeout=0.05)
+    monitor.remove_callback(hang)
+    monitor.add_callback(hear)
+    with monitor:
+        monitor.deliver(transition(2))
+        assert done.wait(10)
+        assert stuck.is_alive()
+        gate.set()
+        stuck.join(10)
+        assert not stuck.is_alive()
+    assert heard == ["a1", "a2"]
+
+
+def test_a_thread_that_was_left_behind_with_a_full_queue_ends_all_the_same() -> None:
+    monitor, _, gate, stuck = hung()
+    for number in range(1, 1200):
+        while monitor._announcer._queue.qsize() > 500:
+            gate.wait(0.001)
+        monitor.deliver(transition(number))
+    while monitor.dropped_transitions < 199:
+        gate.wait(0.001)
+    monitor.stop(timeout=0.05)
+    gate.set()
+    stuck.join(10)
+    assert not stuck.is_alive()
