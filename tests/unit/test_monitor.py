@@ -682,3 +682,16 @@ def test_a_thread_that_was_left_behind_with_a_full_queue_ends_all_the_same() -> 
     gate.set()
     stuck.join(10)
     assert not stuck.is_alive()
+
+
+def test_the_time_between_stop_and_start_is_a_gap() -> None:
+    clock, monitor = alone()
+    for count in (1, 2):
+        with monitor:
+            # The first sample is taken at once.
+            while len(monitor.rows()) < count:
+                clock.wait(threading.Event(), 0.0)
+        clock.advance(2.0)
+    rows = [Sample(*row) for row in monitor.rows()]
+    assert [row.gap for row in rows] == [0.0, 1.0]
+    assert [row.interval_seconds == row.interval_seconds for row in rows] == [False, False]

@@ -141,7 +141,10 @@ class ResourceMonitor:
         self._newest, self._open = None, {}
 
     def start(self) -> ResourceMonitor:
-        """Start sampling (alone) and delivering; a second call does nothing."""
+        """Start sampling (alone) and delivering; a second call does nothing.
+
+        The first sample after a ``stop`` ends a gap: no rate goes across the time between.
+        """
         if not self._running:
             self._running = True
             self._announcer.start()
@@ -155,6 +158,8 @@ class ResourceMonitor:
                     on_alert=self.deliver,
                     on_event=self.bus.publish,
                     on_error=self._failed,
+                    # Nobody looked since the last stop.
+                    resumed=self._newest is not None,
                 )
                 sampler.set_busy(self._busy)
                 self._thread = threading.Thread(target=sampler.run, name="wiseflow-sampler", daemon=True)
