@@ -203,6 +203,48 @@ def test_no_rate_across_a_gap(tmp_path: Path) -> None:
     probe.close()
 
 
+def cpu(used_seconds: float, busy_ticks: int) -> dict[str, str]:
+    """What the files say after so much: of the group, and of the host (of 1,000 ticks at the start)."""
+    return {
+        "sys/fs/cgroup/pod/app/cpu.stat": f"usage_usec {round(used_seconds * 1e6)}\nthrottled_usec 0\n",
+        "proc/stat": f"cpu {busy_ticks} 0 100 {1000 - busy_ticks // 2} 0 0 0 0 0 0\n",
+    }
+
+
+@linux
+def test_readings_in_between_take_nothing_from_the_rates_of_those_on_schedule(tmp_path: Path) -> None:
+    root = machine(tmp_path, **cpu(1.0, 100))
+    alone, polled = probe_of(root), probe_of(root)
+    between = []
+    for second in range(4):
+        one, other = read(alone, second), read(polled, second)
+        for name in ("cpu_utilization_ratio", "system_cpu_utilization_ratio"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), nan_ok=True)
+            assert second == 0 or getattr(other, name) > 0
+        for tenth in range(1, 10):
+            put(tmp_path, **cpu(1.0 + second + tenth / 10, 100 + second * 100 + tenth * 10))
+            moment = second + tenth / 10
+            between.append(polled.read_now(time_seconds=moment, monotonic_seconds=moment).cpu_utilization_ratio)
+        put(tmp_path, **cpu(2.0 + second, 200 + second * 100))
+    # One core of one and a half.
+    assert between == pytest.approx([1 / 1.5] * 36)
+    alone.close()
+    polled.close()
+
+
+@linux
+def test_a_limit_that_moves_while_somebody_reads_in_between_makes_no_rate_of_two_counters(tmp_path: Path) -> None:
+    probe = probe_of(machine(tmp_path))
+    read(probe, 0.0)
+    put(tmp_path, **{"sys/fs/cgroup/pod/cpu.max": "50000 100000\n"})
+    moved = probe.read_now(time_seconds=0.0, monotonic_seconds=LIMITS_SECONDS)
+    assert moved.container_cpu_seconds_total == 90.0
+    assert math.isnan(moved.cpu_utilization_ratio)
+    assert math.isnan(read(probe, LIMITS_SECONDS + 1.0).cpu_utilization_ratio)
+    assert read(probe, LIMITS_SECONDS + 2.0).cpu_utilization_ratio == 0.0
+    probe.close()
+
+
 @linux
 def test_a_dear_counter_is_read_seldom_and_its_ratio_and_its_alerts_go_on(tmp_path: Path) -> None:
     spent = [0.0]

@@ -21,7 +21,6 @@ from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.events import EventBus
 from wiseflow_nb.records import (
-    NAN,
     SAMPLE_COLUMNS,
     AlertState,
     AlertTransition,
@@ -237,13 +236,12 @@ class ResourceMonitor:
             self._sampler.watch(seconds)
 
     def sample_now(self) -> Sample:
-        """Read now, on this thread; the reading is returned and not kept."""
-        return self._probe.read(
-            time_seconds=self._clock.time(),
-            monotonic_seconds=self._clock.monotonic(),
-            interval_seconds=NAN,
-            gap=False,
-        )
+        """Read now, on this thread; the reading is returned and not kept.
+
+        Its rates are those since the newest reading, a scheduled one or another of these (NaN at the very
+        first). Scheduled samples are the same however often this is called, unless the probe is your own.
+        """
+        return self._probe.read_now(self._clock.time(), self._clock.monotonic())
 
     def latest(self) -> Sample | None:
         """The newest sample that was taken on schedule, or None before the first."""
