@@ -19,7 +19,7 @@ from wiseflow_nb.config import Settings
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import AlertState, AlertTransition, EventRecord, Limits, Sample, Severity
 from wiseflow_nb.resources import ResourceMonitor
-from wiseflow_nb.resources._ring import RingWriter
+from wiseflow_nb.resources._ring import RingReader, RingWriter
 from wiseflow_nb.testing import FakeClock, ScriptedProbe
 
 LIMITS = Limits(1e9, 2.0, "test", "test")
@@ -695,3 +695,34 @@ def test_the_time_between_stop_and_start_is_a_gap() -> None:
     rows = [Sample(*row) for row in monitor.rows()]
     assert [row.gap for row in rows] == [0.0, 1.0]
     assert [row.interval_seconds == row.interval_seconds for row in rows] == [False, False]
+
+
+@pytest.mark.parametrize("look", [ResourceMonitor.latest, ResourceMonitor.rows])
+def test_a_stop_takes_the_ring_from_nobody_who_reads_it(
+    look: Callable[[ResourceMonitor], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "ring")
+    writer = RingWriter(path)
+    writer.append(Sample(time_seconds=1.0))
+    monitor = ResourceMonitor(Settings(), probe=ScriptedProbe([Sample()], LIMITS), ring_path=path).start()
+    assert monitor.latest() is not None
+    counts = RingReader.count.fget
+
+    def stopped_meanwhile(ring: RingReader) -> int:
+        monitor.stop()
+        return counts(ring)
+
+    monkeypatch.setattr(RingReader, "count", property(stopped_meanwhile))
+    assert look(monitor) is not None
+    writer.close()
+
+
+def test_a_stop_between_two_looks_at_the_ring_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "ring")
+    writer = RingWriter(path)
+    writer.append(Sample(time_seconds=1.0))
+    monitor = ResourceMonitor(Settings(), probe=ScriptedProbe([Sample()], LIMITS), ring_path=path).start()
+    assert monitor.latest() is not None
+    monkeypatch.setattr(RingReader, "was_replaced", lambda ring: monitor.stop())
+    assert monitor.latest() is not None
+    writer.close()

@@ -190,9 +190,8 @@ class ResourceMonitor:
                 self._probe.lock.release()
         else:
             logger.warning("a reading still hangs at stop; its thread is left behind")
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = None
+        # Not closed: another thread may be reading it. It goes with its last user.
+        self._ring = None
 
     def __enter__(self) -> ResourceMonitor:
         return self.start()
@@ -565,14 +564,16 @@ class ResourceMonitor:
         return self._sizer.decide(self._settings, sample, pending, workers, self._clock.monotonic())
 
     def _reader(self) -> RingReader | None:
-        if self._ring is not None and self._ring.was_replaced():
+        # Any thread may put another one there meanwhile, or none.
+        ring = self._ring
+        if ring is not None and ring.was_replaced():
             # Deleted, and made again by the recorder. Another thread may still copy from the old one.
-            self._ring = None
-        if self._ring is None and self._ring_path is not None:
+            ring = self._ring = None
+        if ring is None and self._ring_path is not None:
             # Before the recorder made it, and after it was pruned, there is no ring: no sample yet.
             with contextlib.suppress(OSError, ValueError):
-                self._ring = RingReader(self._ring_path)
-        return self._ring
+                ring = self._ring = RingReader(self._ring_path)
+        return ring
 
     def _keep(self, sample: Sample) -> None:
         self._kept.append(_PACK.pack(*sample))
