@@ -356,6 +356,28 @@ def test_the_tree_is_summed_and_what_is_excluded_goes_with_all_it_started(tmp_pa
 
 
 @linux
+def test_a_process_that_leaves_the_tree_with_its_time_makes_no_rate(tmp_path: Path) -> None:
+    def files(second: int, children: str) -> dict[str, str]:
+        return {
+            f"proc/{PID}/task/{PID}/children": children,
+            "proc/11/task/11/children": "",
+            "proc/11/stat": stat_line(11, ticks=3 * _linux.CLOCK_TICKS),
+            f"proc/{PID}/stat": stat_line(PID, ticks=second * _linux.CLOCK_TICKS),
+            "proc/loadavg": f"0.5 0 0 1/1 {second}\n",
+        }
+
+    root = machine(tmp_path, **files(0, "11 "), **{"sys/fs/cgroup/pod/app/cpu.max": "max 100000\n"})
+    probe = Probe(PID, disk_path=root, root=root, environ={"CPU_LIMIT": "2"})
+    found = []
+    for second, children in enumerate(("11 ", "11 ", "", "")):
+        put(tmp_path, **files(second, children))
+        found.append(read(probe, second).cpu_utilization_ratio)
+    assert probe.limits.cpu_source == "environment:CPU_LIMIT"
+    assert found == pytest.approx([math.nan, 0.5, math.nan, 0.5], nan_ok=True)
+    probe.close()
+
+
+@linux
 def test_where_children_are_not_listed_psutil_finds_them(tmp_path: Path) -> None:
     root = machine(tmp_path, pid=os.getpid())
     (tmp_path / f"proc/{os.getpid()}/task/{os.getpid()}/children").unlink()

@@ -480,12 +480,16 @@ class Probe:
     def _rate(self, used: float, now: float, slow: bool) -> float:
         """CPU seconds a second since the last reading that had them; NaN at the first.
 
+        NaN, too, where fewer are counted than before: a process left the tree with its time.
         Where they are read less often than samples are taken, the samples between repeat the last one.
         """
         if used != used:
             return self._cores_used if slow else NAN
         before, self._cpu_before = self._cpu_before, (now, used)
-        self._cores_used = NAN if before is None or now <= before[0] else max(used - before[1], 0.0) / (now - before[0])
+        if before is None or now <= before[0] or used < before[1]:
+            self._cores_used = NAN
+        else:
+            self._cores_used = (used - before[1]) / (now - before[0])
         return self._cores_used
 
 
