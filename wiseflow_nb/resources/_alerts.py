@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from wiseflow_nb.quantities import duration, shown
 from wiseflow_nb.records import NAN, AlertState, AlertTransition, AlertView, Sample, Severity
-from wiseflow_nb.resources._rules import AlertRule, columns_of
+from wiseflow_nb.resources._rules import FUNCTION, NEVER, AlertRule, columns_of
 from wiseflow_nb.resources._signals import Signals
 
 TopProcesses = Callable[[], tuple[tuple[int, str, float, float], ...]]
@@ -271,6 +271,11 @@ def _level(rule: AlertRule, severity: Severity) -> float:
     return rule.critical if severity is Severity.CRITICAL else rule.warning
 
 
+def _kept(rule: AlertRule, value: float) -> float:
+    """What is recorded of a value: of a function's infinity the largest number, for a record holds none."""
+    return max(-NEVER, min(value, NEVER)) if rule.column == FUNCTION and math.isinf(value) else value
+
+
 def _transition(
     rule: AlertRule,
     before: _Status,
@@ -311,9 +316,9 @@ def _transition(
         from_state=before.state,
         to_state=after.state,
         severity=after.severity,
-        value=value,
+        value=_kept(rule, value),
         threshold=level,
-        peak=peak,
+        peak=_kept(rule, peak),
         started_seconds=told.started_seconds,
         time_seconds=wall,
         message=message,

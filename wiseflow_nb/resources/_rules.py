@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
@@ -14,6 +15,9 @@ from wiseflow_nb.resources._signals import WATCHABLE
 FUNCTION = "function"
 #: Of the time to a limit that is a warning, this share is critical.
 CRITICAL_SHARE = 0.2
+#: The critical level (with ``below``: its negative) of a rule that never gets worse than a warning: a
+#: number that JSON can write.
+NEVER = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,8 @@ class AlertRule:
     phrase: str = ""
 
     def over(self, value: float, level: float) -> bool:
-        """Whether a value is at the level or worse."""
-        return value <= level if self.below else value >= level
+        """Whether a value is at the level or worse; no value, not an infinite one either, is at ``NEVER``."""
+        return (value <= level if self.below else value >= level) and abs(level) < NEVER
 
     def clear(self, value: float, level: float) -> bool:
         """Whether a value is so far from the level that it may resolve."""
