@@ -183,7 +183,7 @@ class AlertEngine:
                 detail, lasted = (details or {}).get(key, ""), now - before.started_at
                 transition = _transition(rule, before, status, kind, value, wall, lasted, top, detail)
                 status = replace(status, message=transition.message)
-                if kind not in ("fired", "resolved") and wall < self._silenced.get(transition.alert_id, -math.inf):
+                if kind not in ("fired", "resolved") and now < self._silenced.get(transition.alert_id, -math.inf):
                     transition = replace(transition, silenced=True)
                 found.append(transition)
                 if kind == "resolved":
@@ -214,10 +214,10 @@ class AlertEngine:
             return True
         return False
 
-    def silence(self, alert_id: str, until_seconds: float) -> bool:
-        """Say nothing of an open alert's ups and downs until a moment; its end is always told."""
+    def silence(self, alert_id: str, until: float) -> bool:
+        """Say nothing of an open alert's ups and downs until a monotonic moment; its end is always told."""
         if self._is_open(alert_id):
-            self._silenced[alert_id] = until_seconds
+            self._silenced[alert_id] = until
             return True
         return False
 

@@ -127,9 +127,10 @@ class FunctionRules:
             return self._engine.acknowledge(alert_id)
 
     def silence(self, alert_id: str, until_seconds: float) -> bool:
-        """Silence an open alert of these rules."""
+        """Silence an open alert of these rules; see ``Sampler.silence``."""
+        until = self._clock.monotonic() + (until_seconds - self._clock.time())
         with self._lock:
-            return self._engine.silence(alert_id, until_seconds)
+            return self._engine.silence(alert_id, until)
 
     def active(self) -> tuple[AlertView, ...]:
         """The open alerts of these rules."""
