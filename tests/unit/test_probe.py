@@ -189,6 +189,47 @@ def test_what_is_available_is_never_more_than_the_machine_has(tmp_path: Path) ->
 
 
 @linux
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_available_is_the_least_that_is_left_at_any_level_with_a_limit(tmp_path: Path, version: int) -> None:
+    limit, usage, inactive = (
+        ("memory.max", "memory.current", "inactive_file")
+        if version == 2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
+    none = "max" if version == 2 else str(2**63 - 4096)
+    # Sister groups hold most of what the pod may have; the tightest limit is the process' own.
+    levels = {"": (none, 9000, 0), "pod/": ("1000", 900, 40), "pod/app/": ("400", 60, 10), "pod/app/in/": (none, 50, 0)}
+    files = {}
+    for level, (allowed, used, spare) in levels.items():
+        top = f"sys/fs/cgroup/{level}"
+        files[top + limit] = f"{int(allowed) * MIB if len(allowed) < 5 and allowed != none else allowed}\n"
+        files[top + usage] = f"{used * MIB}\n"
+        files[top + "memory.stat"] = f"{inactive} {spare * MIB}\n"
+    controller = "0:" if version == 2 else "3:memory"
+    kind = "cgroup2 cgroup2 rw" if version == 2 else "cgroup cgroup rw,memory"
+    files |= {
+        f"proc/{PID}/cgroup": f"{controller}:/pod/app/in\n",
+        f"proc/{PID}/mountinfo": f"30 23 0:26 / /sys/fs/cgroup rw - {kind}\n",
+    }
+    probe = probe_of(machine(tmp_path, **files))
+    for at in range(3):  # one by one, then all together
+        sample = read(probe, at)
+        assert probe.limits.memory_source == f"cgroup{version}:/pod/app"
+        assert (sample.memory_limit_bytes, sample.memory_working_set_bytes) == (400 * MIB, 50 * MIB)
+        assert sample.memory_utilization_ratio == 0.125
+        assert sample.memory_available_bytes == 140 * MIB
+    put(tmp_path, **{f"sys/fs/cgroup/pod/{usage}": f"{1100 * MIB}\n"})
+    assert read(probe, 3).memory_available_bytes == 0
+    # Of levels without a limit of their own nothing is read.
+    assert not any("/in/" in source.path for source in probe._container.memory_files)
+    # Gone while we look on: what is left is that of the others.
+    put(tmp_path, **{f"sys/fs/cgroup/pod/{limit}": f"{none}\n"})
+    assert read(probe, LIMITS_SECONDS).memory_available_bytes == 350 * MIB
+    assert probe.take_events() == []
+    probe.close()
+
+
+@linux
 def test_no_rate_across_a_gap(tmp_path: Path) -> None:
     probe = probe_of(machine(tmp_path))
     read(probe)

@@ -471,8 +471,9 @@ class Probe:
             used = total - spare
         else:
             used = self._container.working_set if memory_level == GROUP else resident
-        # A group may be allowed more than the machine has left.
-        available = max(min(limit - used, spare if spare == spare else limit), 0.0) if used == used else NAN
+        # A group may be allowed more than the machine, or a group above it, has left.
+        left = min(limit - used, self._container.left_elsewhere)
+        available = max(min(left, spare if spare == spare else limit), 0.0) if used == used else NAN
         if limit == math.inf:
             return cores, utilization, NAN, used, spare, NAN
         return cores, utilization, limit, used, available, used / limit

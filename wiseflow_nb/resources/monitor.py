@@ -140,10 +140,7 @@ class ResourceMonitor:
         self._newest, self._open = None, {}
 
     def start(self) -> ResourceMonitor:
-        """Start sampling (alone) and delivering; a second call does nothing.
-
-        The first sample after a ``stop`` ends a gap: no rate goes across the time between.
-        """
+        """Start sampling (alone; after a stop the first sample ends a gap) and delivering; a second call does nothing."""
         if not self._running:
             self._running = True
             self._announcer.start()
