@@ -1,5 +1,7 @@
 """The effective limits of a process: the minimum of all that bind it, with the one that won.
 
+The environment (``MEM_LIMIT``, ``CPU_LIMIT``) binds nothing: it counts where only the host would.
+
 Pure given a root path: tests hand in trees of files. Source of the rules: the kernel's
 Documentation/admin-guide/cgroup-v1 and cgroup-v2.
 """
