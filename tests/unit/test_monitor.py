@@ -726,3 +726,16 @@ def test_a_stop_between_two_looks_at_the_ring_is_no_error(tmp_path: Path, monkey
     monkeypatch.setattr(RingReader, "was_replaced", lambda ring: monitor.stop())
     assert monitor.latest() is not None
     writer.close()
+
+
+def test_a_name_forges_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = ResourceMonitor(Settings(), probe=ScriptedProbe([Sample()], LIMITS), ring_path="/nowhere/ring")
+    forged = "cpu\nERROR all is lost\x1b[31m" + "x" * 5000
+    with caplog.at_level(logging.INFO, "wiseflow_nb.alerts"), monitor:
+        monitor.deliver(replace(transition(), message=forged))
+        monitor.deliver(replace(transition(kind="resolved"), message=forged))
+    for record in caplog.records:
+        assert record.message.startswith("cpu ERROR all is lost [31mxxx")
+        assert len(record.message) <= 1000
+    assert len(caplog.records) == 2
+    assert monitor.transitions()[0].message == forged

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.events import EventBus
+from wiseflow_nb.lines import one_line
 from wiseflow_nb.records import AlertTransition, EventRecord, Severity, to_json_dict
 
 logger = logging.getLogger("wiseflow_nb.alerts")
@@ -23,6 +24,8 @@ AlertCallback = Callable[[AlertTransition], None]
 QUEUE_LIMIT = 1000
 _Waiting = queue.Queue[AlertTransition | None]
 SLOW_CALLBACK_SECONDS = 1.0
+#: Letters of an alert's message that are logged.
+LONGEST_LOGGED = 1000
 #: A callback that runs so long is told of when the next alert comes.
 HANGING_SECONDS = 30.0
 
@@ -199,9 +202,11 @@ def _taken_over(waiting: _Waiting, thread: threading.Thread | None) -> _Waiting:
 
 
 def _log(transition: AlertTransition) -> None:
+    # A rule's name and its words are the user's: they must not forge lines, nor drive the terminal.
+    message = one_line(transition.message, LONGEST_LOGGED)
     if transition.kind == "resolved":
-        logger.info("%s", transition.message)
+        logger.info("%s", message)
     elif transition.severity is Severity.CRITICAL:
-        logger.error("%s", transition.message)
+        logger.error("%s", message)
     else:
-        logger.warning("%s", transition.message)
+        logger.warning("%s", message)

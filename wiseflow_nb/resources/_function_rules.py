@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 
 from wiseflow_nb.clock import Clock
+from wiseflow_nb.lines import one_line
 from wiseflow_nb.records import NAN, AlertTransition, AlertView, EventRecord, Sample
 from wiseflow_nb.resources._alerts import AlertEngine
 from wiseflow_nb.resources._rules import AlertRule
@@ -202,7 +203,7 @@ class FunctionRules:
             return  # it still runs
         watch.since = self._clock.monotonic()
         if watch.thread is None:
-            name = f"wiseflow-rule-{watch.rule.name}"
+            name = f"wiseflow-rule-{one_line(watch.rule.name)}"
             watch.thread = threading.Thread(target=self._work, args=(watch,), name=name, daemon=True)
             watch.thread.start()
         watch.inbox.put(sample)

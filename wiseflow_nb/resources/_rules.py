@@ -121,10 +121,11 @@ def checked(rule: AlertRule) -> AlertRule:
     numbers: dict[str, float] = {}
     for name in ("warning", "critical", "for_seconds", "keep_seconds", "clear_factor", "repeat_seconds"):
         value = getattr(rule, name)
-        # numpy's numbers are Real, too.
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
-            raise UsageError(f"{where}: {name}={value!r} is not a finite number; give one")
-        numbers[name] = float(value)
+        if not math.isfinite(number := _as_float(value)):
+            raise UsageError(f"{where}: {name}={repr(value)[:64]} is not a finite number; give one")
+        numbers[name] = number
+    # As floats from here on: numpy compares its narrow ones in their own width, and warns.
+    rule = replace(rule, **numbers)  # type: ignore[arg-type]
     if (rule.critical > rule.warning) if rule.below else (rule.critical < rule.warning):
         wanted = "at most" if rule.below else "at least"
         raise UsageError(f"{where}: critical={rule.critical:g} must be {wanted} warning={rule.warning:g}")
@@ -132,7 +133,17 @@ def checked(rule: AlertRule) -> AlertRule:
         raise UsageError(f"{where}: for_seconds, keep_seconds and repeat_seconds must be 0 or more")
     if not 0 < rule.clear_factor <= 1:
         raise UsageError(f"{where}: clear_factor={rule.clear_factor:g} must be above 0 and at most 1")
-    return replace(rule, **numbers)  # type: ignore[arg-type]
+    return rule
+
+
+def _as_float(value: object) -> float:
+    """A number of any kind, numpy's too, as a float; NaN for what is none, or is beyond all floats."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def rule_from(values: Mapping[str, object]) -> AlertRule:
