@@ -161,6 +161,9 @@ TIER_RETENTION_SECONDS: tuple[float, ...] = (3_600.0, 86_400.0, 604_800.0)
 class Limits:
     """The effective limits of a process: the minimum of all that bind it, and which one won.
 
+    ``MEM_LIMIT`` and ``CPU_LIMIT`` of the environment count only where no control group, cpuset or
+    affinity binds, and where they are below what the host has.
+
     ``memory_limit_bytes`` is in bytes, ``cpu_limit_cores`` in (fractional) cores. A source is one
     of ``cgroup2:<path>``, ``cgroup1:<path>``, ``cpuset``, ``affinity``, ``environment:<NAME>``,
     ``host``.

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wiseflow_nb.config import Settings
 from wiseflow_nb.records import Sample, Severity, from_json_dict, to_json_dict
 from wiseflow_nb.resources._alerts import AlertEngine
-from wiseflow_nb.resources._rules import AlertPlan, AlertRule, builtin_rules
+from wiseflow_nb.resources._by_settings import user_rule
+from wiseflow_nb.resources._rules import FUNCTION, AlertPlan, AlertRule, builtin_rules
 
 RULE = AlertRule("cpu high", "cpu", "cpu_utilization_ratio", 0.7, 0.9, for_seconds=3, keep_seconds=5)
 
@@ -187,3 +191,27 @@ def test_the_top_processes_are_asked_for_only_when_something_happens() -> None:
     found = [item for at in range(50) for item in engine.observe(sample(at, 0.8), top)]
     assert [item.top_processes for item in found] == [((1, "python", 1e9, 3.0),)]
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_what_is_never_critical_is_not_so_at_infinity_either_and_can_be_recorded(sign: float) -> None:
+    rule = user_rule(
+        Settings(),
+        "lag",
+        FUNCTION,
+        warning=1.0,
+        critical=None,
+        resource="",
+        unit="s",
+        below=sign < 0,
+        phrase="",
+        for_seconds=0.0,
+        keep_seconds=0.0,
+        clear_factor=None,
+        repeat_seconds=None,
+    ).rule
+    engine, key = AlertEngine([rule]), ("lag", "lag")
+    told = [item for at in range(3) for item in engine.judge({key: sign * math.inf}, now=at, wall=at)]
+    assert [(item.kind, item.severity) for item in told] == [("fired", Severity.WARNING)]
+    assert json.loads(json.dumps(to_json_dict(told[0])))["value"] == sign * sys.float_info.max
+    assert "inf s" in told[0].message

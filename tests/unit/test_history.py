@@ -163,3 +163,20 @@ def test_a_gap_survives_decimation() -> None:
     at = np.flatnonzero(np.isnan(values["cpu_utilization_ratio"]))
     assert len(at) == 2
     assert 450 < times[at[0]] < 1150
+
+
+@pytest.mark.parametrize("text", ["15", "1.5", "15.", "1h30", "5 10min", " 15 "])
+def test_a_text_that_names_no_unit_is_no_duration(text: str) -> None:
+    with pytest.raises(UsageError, match='before the newest sample with its unit such as "-15min"'):
+        moment(f"-{text.strip()}", 0.0, newest=1000.0)
+    with pytest.raises(UsageError, match='a number of seconds or a text with its unit such as "5min"'):
+        span_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("15min", 900.0), ("1h 30min", 5400.0), ("00:01:30", 90.0), ("0.5s", 0.5), ("PT2H", 7200.0)]
+)
+def test_a_text_with_its_unit_is_a_duration(text: str, seconds: float) -> None:
+    assert span_of(text) == seconds
+    if not text.startswith("P"):
+        assert moment(f"-{text}", 0.0, newest=10_000.0) == 10_000.0 - seconds

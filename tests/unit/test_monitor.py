@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from wiseflow_nb.config import Settings
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import AlertState, AlertTransition, EventRecord, Limits, Sample, Severity
 from wiseflow_nb.resources import ResourceMonitor
-from wiseflow_nb.resources._ring import RingWriter
+from wiseflow_nb.resources._ring import RingReader, RingWriter
 from wiseflow_nb.testing import FakeClock, ScriptedProbe
 
 LIMITS = Limits(1e9, 2.0, "test", "test")
@@ -627,3 +628,114 @@ def test_a_probe_that_exits_does_not_end_the_sampling() -> None:
     with monitor:
         until(clock, probe.worked)
     assert monitor.sampler_failures == 2
+
+
+def hung() -> tuple[ResourceMonitor, Callable[[AlertTransition], None], threading.Event, threading.Thread]:
+    """A monitor whose callback hangs, that callback, what releases it, and the thread that calls."""
+    monitor = ResourceMonitor(Settings(), probe=ScriptedProbe([Sample()], LIMITS), ring_path="/nowhere/ring")
+    gate, entered = threading.Event(), threading.Event()
+
+    def hang(item: AlertTransition) -> None:
+        entered.set()
+        gate.wait(60)
+
+    monitor.add_callback(hang)
+    monitor.start()
+    monitor.deliver(transition(0))
+    assert entered.wait(10)
+    return monitor, hang, gate, monitor._announcer._threads[1]
+
+
+def test_after_a_callback_that_hung_at_stop_a_new_start_calls_the_others_and_loses_nothing() -> None:
+    monitor, hang, gate, stuck = hung()
+    heard: list[str] = []
+    done = threading.Event()
+
+    def hear(item: AlertTransition) -> None:
+        heard.append(item.alert_id)
+        if len(heard) == 2:
+            done.set()
+
+    monitor.deliver(transition(1))
+    monitor.stop(timeout=0.05)
+    monitor.remove_callback(hang)
+    monitor.add_callback(hear)
+    with monitor:
+        monitor.deliver(transition(2))
+        assert done.wait(10)
+        assert stuck.is_alive()
+        gate.set()
+        stuck.join(10)
+        assert not stuck.is_alive()
+    assert heard == ["a1", "a2"]
+
+
+def test_a_thread_that_was_left_behind_with_a_full_queue_ends_all_the_same() -> None:
+    monitor, _, gate, stuck = hung()
+    for number in range(1, 1200):
+        while monitor._announcer._queue.qsize() > 500:
+            gate.wait(0.001)
+        monitor.deliver(transition(number))
+    while monitor.dropped_transitions < 199:
+        gate.wait(0.001)
+    monitor.stop(timeout=0.05)
+    gate.set()
+    stuck.join(10)
+    assert not stuck.is_alive()
+
+
+def test_the_time_between_stop_and_start_is_a_gap() -> None:
+    clock, monitor = alone()
+    for count in (1, 2):
+        with monitor:
+            # The first sample is taken at once.
+            while len(monitor.rows()) < count:
+                clock.wait(threading.Event(), 0.0)
+        clock.advance(2.0)
+    rows = [Sample(*row) for row in monitor.rows()]
+    assert [row.gap for row in rows] == [0.0, 1.0]
+    assert [row.interval_seconds == row.interval_seconds for row in rows] == [False, False]
+
+
+@pytest.mark.parametrize("look", [ResourceMonitor.latest, ResourceMonitor.rows])
+def test_a_stop_takes_the_ring_from_nobody_who_reads_it(
+    look: Callable[[ResourceMonitor], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "ring")
+    writer = RingWriter(path)
+    writer.append(Sample(time_seconds=1.0))
+    monitor = ResourceMonitor(Settings(), probe=ScriptedProbe([Sample()], LIMITS), ring_path=path).start()
+    assert monitor.latest() is not None
+    counts = RingReader.count.fget
+
+    def stopped_meanwhile(ring: RingReader) -> int:
+        monitor.stop()
+        return counts(ring)
+
+    monkeypatch.setattr(RingReader, "count", property(stopped_meanwhile))
+    assert look(monitor) is not None
+    writer.close()
+
+
+def test_a_stop_between_two_looks_at_the_ring_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "ring")
+    writer = RingWriter(path)
+    writer.append(Sample(time_seconds=1.0))
+    monitor = ResourceMonitor(Settings(), probe=ScriptedProbe([Sample()], LIMITS), ring_path=path).start()
+    assert monitor.latest() is not None
+    monkeypatch.setattr(RingReader, "was_replaced", lambda ring: monitor.stop())
+    assert monitor.latest() is not None
+    writer.close()
+
+
+def test_a_name_forges_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = ResourceMonitor(Settings(), probe=ScriptedProbe([Sample()], LIMITS), ring_path="/nowhere/ring")
+    forged = "cpu\nERROR all is lost\x1b[31m" + "x" * 5000
+    with caplog.at_level(logging.INFO, "wiseflow_nb.alerts"), monitor:
+        monitor.deliver(replace(transition(), message=forged))
+        monitor.deliver(replace(transition(kind="resolved"), message=forged))
+    for record in caplog.records:
+        assert record.message.startswith("cpu ERROR all is lost [31mxxx")
+        assert len(record.message) <= 1000
+    assert len(caplog.records) == 2
+    assert monitor.transitions()[0].message == forged

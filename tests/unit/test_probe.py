@@ -189,6 +189,47 @@ def test_what_is_available_is_never_more_than_the_machine_has(tmp_path: Path) ->
 
 
 @linux
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_available_is_the_least_that_is_left_at_any_level_with_a_limit(tmp_path: Path, version: int) -> None:
+    limit, usage, inactive = (
+        ("memory.max", "memory.current", "inactive_file")
+        if version == 2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
+    none = "max" if version == 2 else str(2**63 - 4096)
+    # Sister groups hold most of what the pod may have; the tightest limit is the process' own.
+    levels = {"": (none, 9000, 0), "pod/": ("1000", 900, 40), "pod/app/": ("400", 60, 10), "pod/app/in/": (none, 50, 0)}
+    files = {}
+    for level, (allowed, used, spare) in levels.items():
+        top = f"sys/fs/cgroup/{level}"
+        files[top + limit] = f"{int(allowed) * MIB if len(allowed) < 5 and allowed != none else allowed}\n"
+        files[top + usage] = f"{used * MIB}\n"
+        files[top + "memory.stat"] = f"{inactive} {spare * MIB}\n"
+    controller = "0:" if version == 2 else "3:memory"
+    kind = "cgroup2 cgroup2 rw" if version == 2 else "cgroup cgroup rw,memory"
+    files |= {
+        f"proc/{PID}/cgroup": f"{controller}:/pod/app/in\n",
+        f"proc/{PID}/mountinfo": f"30 23 0:26 / /sys/fs/cgroup rw - {kind}\n",
+    }
+    probe = probe_of(machine(tmp_path, **files))
+    for at in range(3):  # one by one, then all together
+        sample = read(probe, at)
+        assert probe.limits.memory_source == f"cgroup{version}:/pod/app"
+        assert (sample.memory_limit_bytes, sample.memory_working_set_bytes) == (400 * MIB, 50 * MIB)
+        assert sample.memory_utilization_ratio == 0.125
+        assert sample.memory_available_bytes == 140 * MIB
+    put(tmp_path, **{f"sys/fs/cgroup/pod/{usage}": f"{1100 * MIB}\n"})
+    assert read(probe, 3).memory_available_bytes == 0
+    # Of levels without a limit of their own nothing is read.
+    assert not any("/in/" in source.path for source in probe._container.memory_files)
+    # Gone while we look on: what is left is that of the others.
+    put(tmp_path, **{f"sys/fs/cgroup/pod/{limit}": f"{none}\n"})
+    assert read(probe, LIMITS_SECONDS).memory_available_bytes == 350 * MIB
+    assert probe.take_events() == []
+    probe.close()
+
+
+@linux
 def test_no_rate_across_a_gap(tmp_path: Path) -> None:
     probe = probe_of(machine(tmp_path))
     read(probe)
@@ -200,6 +241,48 @@ def test_no_rate_across_a_gap(tmp_path: Path) -> None:
     assert late.gap == 1.0
     assert math.isnan(late.cpu_utilization_ratio)
     assert math.isnan(late.system_cpu_utilization_ratio)
+    probe.close()
+
+
+def cpu(used_seconds: float, busy_ticks: int) -> dict[str, str]:
+    """What the files say after so much: of the group, and of the host (of 1,000 ticks at the start)."""
+    return {
+        "sys/fs/cgroup/pod/app/cpu.stat": f"usage_usec {round(used_seconds * 1e6)}\nthrottled_usec 0\n",
+        "proc/stat": f"cpu {busy_ticks} 0 100 {1000 - busy_ticks // 2} 0 0 0 0 0 0\n",
+    }
+
+
+@linux
+def test_readings_in_between_take_nothing_from_the_rates_of_those_on_schedule(tmp_path: Path) -> None:
+    root = machine(tmp_path, **cpu(1.0, 100))
+    alone, polled = probe_of(root), probe_of(root)
+    between = []
+    for second in range(4):
+        one, other = read(alone, second), read(polled, second)
+        for name in ("cpu_utilization_ratio", "system_cpu_utilization_ratio"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), nan_ok=True)
+            assert second == 0 or getattr(other, name) > 0
+        for tenth in range(1, 10):
+            put(tmp_path, **cpu(1.0 + second + tenth / 10, 100 + second * 100 + tenth * 10))
+            moment = second + tenth / 10
+            between.append(polled.read_now(time_seconds=moment, monotonic_seconds=moment).cpu_utilization_ratio)
+        put(tmp_path, **cpu(2.0 + second, 200 + second * 100))
+    # One core of one and a half.
+    assert between == pytest.approx([1 / 1.5] * 36)
+    alone.close()
+    polled.close()
+
+
+@linux
+def test_a_limit_that_moves_while_somebody_reads_in_between_makes_no_rate_of_two_counters(tmp_path: Path) -> None:
+    probe = probe_of(machine(tmp_path))
+    read(probe, 0.0)
+    put(tmp_path, **{"sys/fs/cgroup/pod/cpu.max": "50000 100000\n"})
+    moved = probe.read_now(time_seconds=0.0, monotonic_seconds=LIMITS_SECONDS)
+    assert moved.container_cpu_seconds_total == 90.0
+    assert math.isnan(moved.cpu_utilization_ratio)
+    assert math.isnan(read(probe, LIMITS_SECONDS + 1.0).cpu_utilization_ratio)
+    assert read(probe, LIMITS_SECONDS + 2.0).cpu_utilization_ratio == 0.0
     probe.close()
 
 
@@ -311,6 +394,28 @@ def test_the_tree_is_summed_and_what_is_excluded_goes_with_all_it_started(tmp_pa
     assert (other.process_count, other.process_cpu_seconds_total) == (2, 2.0)
     whole.close()
     part.close()
+
+
+@linux
+def test_a_process_that_leaves_the_tree_with_its_time_makes_no_rate(tmp_path: Path) -> None:
+    def files(second: int, children: str) -> dict[str, str]:
+        return {
+            f"proc/{PID}/task/{PID}/children": children,
+            "proc/11/task/11/children": "",
+            "proc/11/stat": stat_line(11, ticks=3 * _linux.CLOCK_TICKS),
+            f"proc/{PID}/stat": stat_line(PID, ticks=second * _linux.CLOCK_TICKS),
+            "proc/loadavg": f"0.5 0 0 1/1 {second}\n",
+        }
+
+    root = machine(tmp_path, **files(0, "11 "), **{"sys/fs/cgroup/pod/app/cpu.max": "max 100000\n"})
+    probe = Probe(PID, disk_path=root, root=root, environ={"CPU_LIMIT": "2"})
+    found = []
+    for second, children in enumerate(("11 ", "11 ", "", "")):
+        put(tmp_path, **files(second, children))
+        found.append(read(probe, second).cpu_utilization_ratio)
+    assert probe.limits.cpu_source == "environment:CPU_LIMIT"
+    assert found == pytest.approx([math.nan, 0.5, math.nan, 0.5], nan_ok=True)
+    probe.close()
 
 
 @linux

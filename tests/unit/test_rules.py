@@ -15,7 +15,7 @@ from wiseflow_nb.errors import UsageError
 from wiseflow_nb.quantities import shown
 from wiseflow_nb.records import AlertTransition, Sample, Severity, to_json_dict
 from wiseflow_nb.resources._alerts import AlertEngine
-from wiseflow_nb.resources._rules import AlertPlan, AlertRule, builtin_rules, checked, rule_from
+from wiseflow_nb.resources._rules import NEVER, AlertPlan, AlertRule, builtin_rules, checked, rule_from
 
 PLAN = AlertPlan({"cpu": (0.72, 0.9), "memory": (0.68, 0.85), "disk": (0.72, 0.9)})
 GIB = float(2**30)
@@ -250,3 +250,15 @@ def test_an_alert_that_ends_with_the_watching_does_not_claim_to_be_over() -> Non
     engine.observe(at(0, cpu_utilization_ratio=0.8))
     (ended,) = engine.finish(10.0)
     assert ended.message == "cpu high: cpu was at 80 % when watching ended, after 10.0 s (worst: 80 %)"
+
+
+@pytest.mark.filterwarnings("error")
+def test_narrow_numbers_of_numpy_are_compared_as_floats() -> None:
+    level = np.float32(1)
+    rule = replace(AlertRule("r", "cpu", "cpu_utilization_ratio", level, NEVER), keep_seconds=np.float32(2))
+    assert checked(rule) == AlertRule("r", "cpu", "cpu_utilization_ratio", 1.0, NEVER, keep_seconds=2.0)
+
+
+def test_a_number_beyond_all_floats_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"warning=10000.* is not a finite number; give one"):
+        checked(AlertRule("r", "cpu", "cpu_utilization_ratio", 10**400, 10**400))

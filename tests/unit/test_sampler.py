@@ -240,6 +240,25 @@ def test_the_end_resolves_what_fires_and_a_late_reading_is_dropped() -> None:
     assert heard.sampler.turn() is None
 
 
+@pytest.mark.parametrize("back", [86_400.0, -86_400.0])
+@pytest.mark.parametrize(("after", "silenced"), [(30.0, True), (70.0, False)])
+def test_a_silence_lasts_as_long_as_was_asked_also_where_the_clock_is_set(
+    back: float, after: float, silenced: bool
+) -> None:
+    clock = FakeClock()
+    plan = replace(PLAN, alerts=AlertPlan({"cpu": (0.72, 0.9)}, for_seconds=0))
+    levels = [Sample(cpu_utilization_ratio=0.8)] * 100 + [Sample(cpu_utilization_ratio=0.95)]
+    heard = Heard(clock, plan, levels)
+    heard.sampler.turn()
+    (alert,) = heard.alerts
+    assert heard.sampler.silence(alert.alert_id, clock.time() + 60.0)
+    clock.set_back(back)
+    drive(heard.sampler, clock, after)
+    heard.probe.reads = 100
+    drive(heard.sampler, clock, 20.0)
+    assert [(item.kind, item.silenced) for item in heard.alerts] == [("fired", False), ("escalated", silenced)]
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from wiseflow_nb.quantities import duration, shown
 from wiseflow_nb.records import NAN, AlertState, AlertTransition, AlertView, Sample, Severity
-from wiseflow_nb.resources._rules import AlertRule, columns_of
+from wiseflow_nb.resources._rules import FUNCTION, NEVER, AlertRule, columns_of
 from wiseflow_nb.resources._signals import Signals
 
 TopProcesses = Callable[[], tuple[tuple[int, str, float, float], ...]]
@@ -183,7 +183,7 @@ class AlertEngine:
                 detail, lasted = (details or {}).get(key, ""), now - before.started_at
                 transition = _transition(rule, before, status, kind, value, wall, lasted, top, detail)
                 status = replace(status, message=transition.message)
-                if kind not in ("fired", "resolved") and wall < self._silenced.get(transition.alert_id, -math.inf):
+                if kind not in ("fired", "resolved") and now < self._silenced.get(transition.alert_id, -math.inf):
                     transition = replace(transition, silenced=True)
                 found.append(transition)
                 if kind == "resolved":
@@ -214,10 +214,10 @@ class AlertEngine:
             return True
         return False
 
-    def silence(self, alert_id: str, until_seconds: float) -> bool:
-        """Say nothing of an open alert's ups and downs until a moment; its end is always told."""
+    def silence(self, alert_id: str, until: float) -> bool:
+        """Say nothing of an open alert's ups and downs until a monotonic moment; its end is always told."""
         if self._is_open(alert_id):
-            self._silenced[alert_id] = until_seconds
+            self._silenced[alert_id] = until
             return True
         return False
 
@@ -271,6 +271,11 @@ def _level(rule: AlertRule, severity: Severity) -> float:
     return rule.critical if severity is Severity.CRITICAL else rule.warning
 
 
+def _kept(rule: AlertRule, value: float) -> float:
+    """What is recorded of a value: of a function's infinity the largest number, for a record holds none."""
+    return max(-NEVER, min(value, NEVER)) if rule.column == FUNCTION and math.isinf(value) else value
+
+
 def _transition(
     rule: AlertRule,
     before: _Status,
@@ -311,9 +316,9 @@ def _transition(
         from_state=before.state,
         to_state=after.state,
         severity=after.severity,
-        value=value,
+        value=_kept(rule, value),
         threshold=level,
-        peak=peak,
+        peak=_kept(rule, peak),
         started_seconds=told.started_seconds,
         time_seconds=wall,
         message=message,

@@ -16,12 +16,16 @@ from dataclasses import dataclass, replace
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.events import EventBus
+from wiseflow_nb.lines import one_line
 from wiseflow_nb.records import AlertTransition, EventRecord, Severity, to_json_dict
 
 logger = logging.getLogger("wiseflow_nb.alerts")
 AlertCallback = Callable[[AlertTransition], None]
 QUEUE_LIMIT = 1000
+_Waiting = queue.Queue[AlertTransition | None]
 SLOW_CALLBACK_SECONDS = 1.0
+#: Letters of an alert's message that are logged.
+LONGEST_LOGGED = 1000
 #: A callback that runs so long is told of when the next alert comes.
 HANGING_SECONDS = 30.0
 
@@ -52,8 +56,9 @@ class Announcer:
 
     def __init__(self, bus: EventBus, clock: Clock) -> None:
         self._bus, self._clock = bus, clock
-        self._queue: queue.Queue[AlertTransition | None] = queue.Queue(QUEUE_LIMIT)
-        self._calls: queue.Queue[AlertTransition | None] = queue.Queue(QUEUE_LIMIT)
+        # The limit is kept at their door: the end of the queue always fits.
+        self._queue: _Waiting = queue.Queue()
+        self._calls: _Waiting = queue.Queue()
         self._lock = threading.Lock()
         self._entries: tuple[_Entry, ...] = ()
         self._threads: tuple[threading.Thread, ...] = ()
@@ -90,46 +95,51 @@ class Announcer:
 
     def deliver(self, transition: AlertTransition) -> None:
         """Queue a transition; never blocks."""
-        self._put(self._queue, transition)
+        with self._lock:
+            self._put(self._queue, transition)
 
-    def _put(self, waiting: queue.Queue[AlertTransition | None], transition: AlertTransition) -> None:
-        try:
+    def _put(self, waiting: _Waiting, transition: AlertTransition) -> None:
+        if waiting.qsize() < QUEUE_LIMIT:
             waiting.put_nowait(transition)
-        except queue.Full:
-            with self._lock:
-                self.dropped += 1
+        else:
+            self.dropped += 1
 
     def start(self) -> None:
-        """Start the threads."""
-        self._threads = (
-            threading.Thread(target=self._announce, name="wiseflow-alerts", daemon=True),
-            threading.Thread(target=self._call_all, name="wiseflow-callbacks", daemon=True),
-        )
+        """Start the threads; what an earlier one that hangs has not come to is theirs."""
+        with self._lock:
+            announcer, caller = self._threads or (None, None)
+            self._queue, calls = _taken_over(self._queue, announcer), _taken_over(self._calls, caller)
+            if calls is not self._calls:
+                self._calls, self._running, self._hang_told = calls, None, False
+            self._threads = (
+                threading.Thread(target=self._announce, args=(self._queue,), name="wiseflow-alerts", daemon=True),
+                threading.Thread(target=self._call_all, args=(calls,), name="wiseflow-callbacks", daemon=True),
+            )
         for thread in self._threads:
             thread.start()
 
     def stop(self, timeout: float) -> None:
         """Work off what is queued, for ``timeout`` seconds a queue at most, and end the threads."""
         for thread, waiting in zip(self._threads, (self._queue, self._calls), strict=False):
-            with contextlib.suppress(queue.Full):
-                waiting.put(None, timeout=timeout)
+            waiting.put_nowait(None)
             if thread is not threading.current_thread():
                 thread.join(timeout)
 
     def after_fork(self) -> None:
         """In a forked child nobody works the queues off, and what waited in them was the parent's."""
-        self._queue, self._calls = queue.Queue(QUEUE_LIMIT), queue.Queue(QUEUE_LIMIT)
+        self._queue, self._calls = queue.Queue(), queue.Queue()
         self._lock, self._threads = threading.Lock(), ()
         self._running, self._hang_told = None, False
 
-    def _announce(self) -> None:
-        while (transition := self._queue.get()) is not None:
+    def _announce(self, waiting: _Waiting) -> None:
+        while (transition := waiting.get()) is not None:
             if not transition.silenced:
                 _log(transition)
             event = EventRecord(transition.time_seconds, "alert", transition.message, to_json_dict(transition))
             self._bus.publish(event)
             if not transition.silenced:
-                self._put(self._calls, transition)
+                with self._lock:
+                    self._put(self._calls, transition)
             self._look_for_hang()
 
     def _look_for_hang(self) -> None:
@@ -142,12 +152,18 @@ class Announcer:
             logger.error("%s", message)
             self._bus.publish(EventRecord(self._clock.time(), "callback_hangs", message))
 
-    def _call_all(self) -> None:
-        while (transition := self._calls.get()) is not None:
+    def _call_all(self, waiting: _Waiting) -> None:
+        while (transition := waiting.get()) is not None:
             for entry in (*self._entries, *(() if self.last is None else (_Entry(self.last),))):
-                self._running = (entry.stats.name, self._clock.monotonic())
+                self._now_runs(waiting, (entry.stats.name, self._clock.monotonic()))
                 self._call(entry, transition)
-                self._running = None
+                self._now_runs(waiting, None)
+
+    def _now_runs(self, waiting: _Waiting, running: tuple[str, float] | None) -> None:
+        with self._lock:
+            # One that was left behind has a successor, whose callback this tells.
+            if waiting is self._calls:
+                self._running = running
 
     def _call(self, entry: _Entry, transition: AlertTransition) -> None:
         started, failed = self._clock.monotonic(), False
@@ -155,25 +171,42 @@ class Announcer:
             entry.callback(transition)
         except BaseException:
             failed = True
-            self.failures += 1
             logger.exception("an alert callback failed")
         took = self._clock.monotonic() - started
-        told = entry.stats
-        entry.stats = replace(
-            told,
-            calls=told.calls + 1,
-            failures=told.failures + failed,
-            seconds_total=told.seconds_total + took,
-            longest_seconds=max(told.longest_seconds, took),
-        )
+        with self._lock:
+            # One that was left behind can come back beside its successor.
+            self.failures += failed
+            told = entry.stats
+            entry.stats = replace(
+                told,
+                calls=told.calls + 1,
+                failures=told.failures + failed,
+                seconds_total=told.seconds_total + took,
+                longest_seconds=max(told.longest_seconds, took),
+            )
         if took > SLOW_CALLBACK_SECONDS:
             logger.warning("an alert callback took %.1f s; later alerts waited for it", took)
 
 
+def _taken_over(waiting: _Waiting, thread: threading.Thread | None) -> _Waiting:
+    """The queue for a new thread: with what waits, but without the end that was meant for another one."""
+    if thread is None or not thread.is_alive():
+        return waiting
+    fresh: _Waiting = queue.Queue()
+    with contextlib.suppress(queue.Empty):
+        while True:
+            if (transition := waiting.get_nowait()) is not None:
+                fresh.put_nowait(transition)
+    waiting.put_nowait(None)
+    return fresh
+
+
 def _log(transition: AlertTransition) -> None:
+    # A rule's name and its words are the user's: they must not forge lines, nor drive the terminal.
+    message = one_line(transition.message, LONGEST_LOGGED)
     if transition.kind == "resolved":
-        logger.info("%s", transition.message)
+        logger.info("%s", message)
     elif transition.severity is Severity.CRITICAL:
-        logger.error("%s", transition.message)
+        logger.error("%s", message)
     else:
-        logger.warning("%s", transition.message)
+        logger.warning("%s", message)

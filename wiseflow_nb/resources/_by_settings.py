@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 
 from wiseflow_nb.config import Settings
-from wiseflow_nb.resources._rules import FUNCTION, AlertPlan, AlertRule, checked
+from wiseflow_nb.resources._rules import FUNCTION, NEVER, AlertPlan, AlertRule, checked
 from wiseflow_nb.resources._sampler import SamplingPlan
 
 #: The fields that may be left out.
@@ -72,8 +71,7 @@ def user_rule(
         resource or name,
         column,
         warning,
-        # Beyond what a value can be, and a number that JSON can write.
-        (-sys.float_info.max if below else sys.float_info.max) if critical is None else critical,
+        (-NEVER if below else NEVER) if critical is None else critical,
         unit=unit or _unit_of(column),
         below=below,
         phrase=phrase,

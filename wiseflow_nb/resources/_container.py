@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from wiseflow_nb.records import NAN
 from wiseflow_nb.resources import _linux
 from wiseflow_nb.resources._files import KeptFiles, Source
-from wiseflow_nb.resources._limits import Bound, cpu_place, kill_files, memory_place, pressure_dir
+from wiseflow_nb.resources._limits import Bound, cpu_place, kill_files, memory_files, memory_place, pressure_dir
 
 PRESSURES = ("cpu", "memory", "io")
 _SWITCHED_OFF = (errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -35,9 +36,12 @@ class Container:
         "_counts_cpu",
         "_counts_throttled",
         "_files",
+        "_levels_at",
+        "_limits",
         "_pressures",
         "_root",
         "cpu_files",
+        "left_elsewhere",
         "memory_files",
         "working_set",
     )
@@ -46,7 +50,12 @@ class Container:
         self._root, self._files = root, files
         #: Used memory that cannot be dropped, as of the last reading of ``memory``.
         self.working_set = NAN
+        #: The least that is left at the other levels with a limit of their own; infinite without them.
+        self.left_elsewhere = math.inf
         self.memory_files: list[Source] = []
+        # Where their files begin among those, and their limits.
+        self._levels_at = 0
+        self._limits: list[float] = []
         self.cpu_files: list[Source] = []
         self._pressures: list[list[Source]] = []
         self._counts_cpu = self._counts_throttled = False
@@ -64,16 +73,12 @@ class Container:
         version, directory = memory_place(found)
         self.memory_files = []
         if version:
-            usage, inactive = (
-                ("memory.usage_in_bytes", "total_inactive_file")
-                if version == 1
-                else ("memory.current", "inactive_file")
-            )
-            self.memory_files = [
-                Source(os.path.join(directory, usage), float, 64),
-                Source(os.path.join(directory, "memory.stat"), _line(_linux.key(inactive)), 16384),
-                *(Source(path, _line(_KILLS), 512) for path in kill_files(found)),
-            ]
+            kills = kill_files(found)
+            self.memory_files = [*_usage(version, directory), *(Source(path, _line(_KILLS), 512) for path in kills)]
+        self._levels_at, self._limits = len(self.memory_files), []
+        for other, above, limit in found.memory_levels:
+            self.memory_files += _usage(other, above)
+            self._limits.append(limit)
         version, directory, account = cpu_place(found)
         self.cpu_files = []
         self._counts_cpu = bool(account) and version == 1
@@ -92,24 +97,28 @@ class Container:
         self._pressures = [[Source(path, _linux.pressure_seconds, 96) for path in paths] for paths in names]
 
     def memory(self) -> tuple[float, float]:
-        """Return usage in bytes and the number of OOM kills; sets ``working_set``.
+        """Return usage in bytes and the number of OOM kills; sets ``working_set`` and ``left_elsewhere``.
 
         Raises
         ------
         OSError
             If a file of the group cannot be read.
         """
-        self.working_set = NAN
+        self.working_set, self.left_elsewhere = NAN, math.inf
         return self.memory_of(self._each(self.memory_files))
 
     def memory_of(self, values: Sequence[float]) -> tuple[float, float]:
         """Return what ``memory`` does, of the values of ``memory_files``."""
         if not values:
-            self.working_set = NAN
+            self.working_set, self.left_elsewhere = NAN, math.inf
             return NAN, NAN
-        usage, inactive, *kills = values
-        # Both are counted lazily, each on its own: the difference can fall below nothing.
-        self.working_set = max(usage - (inactive if inactive == inactive else 0.0), 0.0)
+        usage, inactive, *kills = values[: self._levels_at]
+        self.working_set = _working_set(usage, inactive)
+        at, left = self._levels_at, math.inf
+        for limit in self._limits:
+            left = min(left, limit - _working_set(values[at], values[at + 1]))
+            at += 2
+        self.left_elsewhere = left
         return usage, sum(kills) if kills else NAN
 
     def cpu(self) -> tuple[float, float]:
@@ -157,6 +166,16 @@ class Container:
     def _each(self, sources: Sequence[Source]) -> list[Any]:
         parsed = self._files.parsed
         return [parsed(path, parse, size) for path, parse, size, _ in sources]
+
+
+def _usage(version: int, directory: str) -> list[Source]:
+    usage, statistics, inactive = memory_files(version, directory)
+    return [Source(usage, float, 64), Source(statistics, _line(_linux.key(inactive)), 16384)]
+
+
+def _working_set(usage: float, inactive: float) -> float:
+    # Both are counted lazily, each on its own: the difference can fall below nothing.
+    return max(usage - (inactive if inactive == inactive else 0.0), 0.0)
 
 
 def _line(wanted: bytes) -> functools.partial[float]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 
 from wiseflow_nb.clock import Clock
+from wiseflow_nb.lines import one_line
 from wiseflow_nb.records import NAN, AlertTransition, AlertView, EventRecord, Sample
 from wiseflow_nb.resources._alerts import AlertEngine
 from wiseflow_nb.resources._rules import AlertRule
@@ -127,9 +128,10 @@ class FunctionRules:
             return self._engine.acknowledge(alert_id)
 
     def silence(self, alert_id: str, until_seconds: float) -> bool:
-        """Silence an open alert of these rules."""
+        """Silence an open alert of these rules; see ``Sampler.silence``."""
+        until = self._clock.monotonic() + (until_seconds - self._clock.time())
         with self._lock:
-            return self._engine.silence(alert_id, until_seconds)
+            return self._engine.silence(alert_id, until)
 
     def active(self) -> tuple[AlertView, ...]:
         """The open alerts of these rules."""
@@ -201,7 +203,7 @@ class FunctionRules:
             return  # it still runs
         watch.since = self._clock.monotonic()
         if watch.thread is None:
-            name = f"wiseflow-rule-{watch.rule.name}"
+            name = f"wiseflow-rule-{one_line(watch.rule.name)}"
             watch.thread = threading.Thread(target=self._work, args=(watch,), name=name, daemon=True)
             watch.thread.start()
         watch.inbox.put(sample)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Moment = float | str | datetime | timedelta
 #: Texts that name another moment on each day, or in each zone, in which they are read.
 _UNBOUND = re.compile(r"now|today|T?\s*\d{1,2}:\d\d.*|T?\s*\d{1,2}\s*[ap]m", re.IGNORECASE)
+#: A number that neither a unit nor the colon of a time follows.
+_UNITLESS = re.compile(r"^[^:]*\d\.?\s*$|^[^:]*\d\s+[-+]?\d")
 Resolution = float | str | timedelta
 #: Before and after every moment; finite, so that it can be cut to whole spans.
 EARLIEST, LATEST = -1e18, 1e18
@@ -69,7 +71,7 @@ def moment(value: Moment | None, default: float, newest: float = math.nan) -> fl
     ``"today"``, a time of day or a day without a year would mean something else to each reader and
     is refused. A text that begins with a minus sign (``"-15min"``, ``"-2h"``) and a negative ``timedelta``
     are counted back from ``newest``, the time of the newest sample, so that they mean the same for a
-    session that has ended.
+    session that has ended. A text without a unit (``"-15"``) is refused: minutes and seconds look alike.
 
     Raises
     ------
@@ -109,7 +111,7 @@ def moment(value: Moment | None, default: float, newest: float = math.nan) -> fl
         pass
     raise UsageError(
         f"{value!r} is no moment; give seconds since the epoch, a date with its year or the text of one (UTC "
-        'where it names no zone), or a time before the newest sample such as "-15min"'
+        'where it names no zone), or a time before the newest sample with its unit such as "-15min"'
     )
 
 
@@ -130,6 +132,9 @@ def _duration(value: str | timedelta) -> float:
 
     # "7d" is what people write for days; pandas is about to take "7D" only.
     text = re.sub(r"(?<=\d)\s*d$", "D", value.strip()) if isinstance(value, str) else value
+    if isinstance(text, str) and _UNITLESS.search(text):
+        # For pandas it would be nanoseconds.
+        raise ValueError(f"{value!r} names no unit")
     return float(pd.Timedelta(text).total_seconds())
 
 
@@ -158,7 +163,7 @@ def span_of(resolution: Resolution | None) -> float | None:
     if not 0 < seconds <= COARSEST_SECONDS:
         raise UsageError(
             f'resolution {resolution!r} is unknown; give None (the finest that reaches back to since), "raw", '
-            f'"10s", "60s", or another span up to 7 days, in seconds or as "5min"'
+            f'"10s", "60s", or another span up to 7 days, a number of seconds or a text with its unit such as "5min"'
         )
     return seconds
 

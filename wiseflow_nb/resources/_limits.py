@@ -1,5 +1,7 @@
 """The effective limits of a process: the minimum of all that bind it, with the one that won.
 
+The environment (``MEM_LIMIT``, ``CPU_LIMIT``) binds nothing: it counts where only the host would.
+
 Pure given a root path: tests hand in trees of files. Source of the rules: the kernel's
 Documentation/admin-guide/cgroup-v1 and cgroup-v2.
 """
@@ -48,6 +50,8 @@ class Bound:
     cpu_dir: str = ""
     cpuacct_dir: str = ""
     groups: Mapping[str, Group] = field(default_factory=dict)
+    #: The other levels with a memory limit of their own: version, directory, limit in bytes.
+    memory_levels: tuple[tuple[int, str, float], ...] = ()
 
     @property
     def cpu_is_counted(self) -> bool:
@@ -113,7 +117,10 @@ def bound(
     host_cores = _host_cores(root) if host_cores is None else host_cores
     memory, memory_source = host_memory, "host"
     memory_dir, memory_version = "", 0
+    levels: list[tuple[int, str, float]] = []
     for version, directory, name, value in _memory_limits(groups):
+        if value < host_memory:
+            levels.append((version, directory, value))
         if value < memory:
             memory, memory_source, memory_dir, memory_version = value, f"cgroup{version}:{name}", directory, version
     cores, cpu_source = host_cores, "host"
@@ -135,7 +142,9 @@ def bound(
     if cpu_source == "host" and (given := _number(environ.get("CPU_LIMIT", ""))) and given < cores:
         cores, cpu_source = given, "environment:CPU_LIMIT"
     limits = Limits(float(memory), float(cores), memory_source, cpu_source)
-    return Bound(limits, memory_version, memory_dir, cpu_version, cpu_dir, cpuacct_dir, groups)
+    # Less may be left at another level: its usage is that of sister groups, too.
+    others = tuple(level for level in levels if level[1] != memory_dir and _counts_memory(*level[:2]))
+    return Bound(limits, memory_version, memory_dir, cpu_version, cpu_dir, cpuacct_dir, groups, others)
 
 
 def effective_limits(
@@ -252,6 +261,19 @@ def _host_memory(root: str) -> float:
 
 def _host_cores(root: str) -> float:
     return float(len(re.findall(r"(?m)^cpu\d", _read(os.path.join(root, "proc/stat"))))) or math.inf
+
+
+def memory_files(version: int, directory: str) -> tuple[str, str, str]:
+    """The files of a group's usage and of its statistics, and what the latter call the memory that can be dropped."""
+    usage, inactive = (
+        ("memory.usage_in_bytes", "total_inactive_file") if version == 1 else ("memory.current", "inactive_file")
+    )
+    return os.path.join(directory, usage), os.path.join(directory, "memory.stat"), inactive
+
+
+def _counts_memory(version: int, directory: str) -> bool:
+    usage, statistics, _ = memory_files(version, directory)
+    return os.path.isfile(usage) and os.path.isfile(statistics)
 
 
 def memory_place(found: Bound) -> tuple[int, str]:

@@ -33,6 +33,8 @@ LINUX_FILES, PSUTIL = "linux files", "psutil"
 HOST, GROUP, TREE = range(3)
 
 _UNKNOWN: Values = (NAN,)
+#: What rates go by: the host's times, when and how much CPU time the bound level had used, and its last rate.
+_Before = tuple[tuple[float, float, float, float] | None, tuple[float, float] | None, float]
 INF = math.inf
 _new: Callable[[type[Sample], tuple[float, ...]], Sample] = tuple.__new__
 
@@ -76,6 +78,7 @@ class Probe:
 
     # With so many attributes a dictionary takes two walks through cold memory for each of them.
     __slots__ = (
+        "_aside",
         "_bound",
         "_container",
         "_cores_used",
@@ -138,6 +141,8 @@ class Probe:
         self._host_before: tuple[float, float, float, float] | None = None
         self._cpu_before: tuple[float, float] | None = None
         self._cores_used = NAN
+        #: The three of above for ``read_now``; None: those of the last ``read``.
+        self._aside: _Before | None = None
         # In the watched process itself its CPU time is not the recorder's.
         self._in_kernel = pid == os.getpid()
         self._own_cpu = 0.0
@@ -243,6 +248,7 @@ class Probe:
                 self._look_again()
             self._look_due = now + LIMITS_SECONDS
             self._together = None
+        self._aside = None
         if gap:
             self._host_before = self._cpu_before = None
             self._cores_used = NAN
@@ -311,6 +317,25 @@ class Probe:
                 float(settings_revision),
             ),
         )
+
+    def read_now(self, *, time_seconds: float, monotonic_seconds: float) -> Sample:
+        """Return one reading beside the others: the rates of each ``read`` are as if it had not been.
+
+        Its own rates go from the newest reading of either kind to this one.
+        """
+        bound, kept = self._bound, (self._host_before, self._cpu_before, self._cores_used)
+        if self._aside is not None:
+            self._host_before, self._cpu_before, self._cores_used = self._aside
+        try:
+            return self.read(
+                time_seconds=time_seconds, monotonic_seconds=monotonic_seconds, interval_seconds=NAN, gap=False
+            )
+        finally:
+            self._aside = (self._host_before, self._cpu_before, self._cores_used)
+            self._host_before, self._cpu_before, self._cores_used = kept
+            if self._bound is not bound:
+                # The kept counters are those of another level.
+                self._cpu_before, self._cores_used = None, NAN
 
     def take_events(self) -> list[EventRecord]:
         """What failed, works again or is read less often since the last call."""
@@ -446,8 +471,9 @@ class Probe:
             used = total - spare
         else:
             used = self._container.working_set if memory_level == GROUP else resident
-        # A group may be allowed more than the machine has left.
-        available = max(min(limit - used, spare if spare == spare else limit), 0.0) if used == used else NAN
+        # A group may be allowed more than the machine, or a group above it, has left.
+        left = min(limit - used, self._container.left_elsewhere)
+        available = max(min(left, spare if spare == spare else limit), 0.0) if used == used else NAN
         if limit == math.inf:
             return cores, utilization, NAN, used, spare, NAN
         return cores, utilization, limit, used, available, used / limit
@@ -455,12 +481,16 @@ class Probe:
     def _rate(self, used: float, now: float, slow: bool) -> float:
         """CPU seconds a second since the last reading that had them; NaN at the first.
 
+        NaN, too, where fewer are counted than before: a process left the tree with its time.
         Where they are read less often than samples are taken, the samples between repeat the last one.
         """
         if used != used:
             return self._cores_used if slow else NAN
         before, self._cpu_before = self._cpu_before, (now, used)
-        self._cores_used = NAN if before is None or now <= before[0] else max(used - before[1], 0.0) / (now - before[0])
+        if before is None or now <= before[0] or used < before[1]:
+            self._cores_used = NAN
+        else:
+            self._cores_used = (used - before[1]) / (now - before[0])
         return self._cores_used
 
 

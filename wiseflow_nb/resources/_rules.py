@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
@@ -14,6 +15,9 @@ from wiseflow_nb.resources._signals import WATCHABLE
 FUNCTION = "function"
 #: Of the time to a limit that is a warning, this share is critical.
 CRITICAL_SHARE = 0.2
+#: The critical level (with ``below``: its negative) of a rule that never gets worse than a warning: a
+#: number that JSON can write.
+NEVER = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,8 @@ class AlertRule:
     phrase: str = ""
 
     def over(self, value: float, level: float) -> bool:
-        """Whether a value is at the level or worse."""
-        return value <= level if self.below else value >= level
+        """Whether a value is at the level or worse; no value, not an infinite one either, is at ``NEVER``."""
+        return (value <= level if self.below else value >= level) and abs(level) < NEVER
 
     def clear(self, value: float, level: float) -> bool:
         """Whether a value is so far from the level that it may resolve."""
@@ -117,10 +121,11 @@ def checked(rule: AlertRule) -> AlertRule:
     numbers: dict[str, float] = {}
     for name in ("warning", "critical", "for_seconds", "keep_seconds", "clear_factor", "repeat_seconds"):
         value = getattr(rule, name)
-        # numpy's numbers are Real, too.
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
-            raise UsageError(f"{where}: {name}={value!r} is not a finite number; give one")
-        numbers[name] = float(value)
+        if not math.isfinite(number := _as_float(value)):
+            raise UsageError(f"{where}: {name}={repr(value)[:64]} is not a finite number; give one")
+        numbers[name] = number
+    # As floats from here on: numpy compares its narrow ones in their own width, and warns.
+    rule = replace(rule, **numbers)  # type: ignore[arg-type]
     if (rule.critical > rule.warning) if rule.below else (rule.critical < rule.warning):
         wanted = "at most" if rule.below else "at least"
         raise UsageError(f"{where}: critical={rule.critical:g} must be {wanted} warning={rule.warning:g}")
@@ -128,7 +133,17 @@ def checked(rule: AlertRule) -> AlertRule:
         raise UsageError(f"{where}: for_seconds, keep_seconds and repeat_seconds must be 0 or more")
     if not 0 < rule.clear_factor <= 1:
         raise UsageError(f"{where}: clear_factor={rule.clear_factor:g} must be above 0 and at most 1")
-    return replace(rule, **numbers)  # type: ignore[arg-type]
+    return rule
+
+
+def _as_float(value: object) -> float:
+    """A number of any kind, numpy's too, as a float; NaN for what is none, or is beyond all floats."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def rule_from(values: Mapping[str, object]) -> AlertRule:

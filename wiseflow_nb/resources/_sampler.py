@@ -173,9 +173,13 @@ class Sampler:
             return self._engine.acknowledge(alert_id)
 
     def silence(self, alert_id: str, until_seconds: float) -> bool:
-        """Silence an open alert until a moment; return whether there is one with that id."""
+        """Silence an open alert until a moment of the wall clock; return whether there is one with that id.
+
+        It lasts as long as it is from now to then, whatever the wall clock is set to meanwhile.
+        """
+        until = self._clock.monotonic() + (until_seconds - self._clock.time())
         with self._engine_lock:
-            return self._engine.silence(alert_id, until_seconds)
+            return self._engine.silence(alert_id, until)
 
     def active(self) -> tuple[AlertView, ...]:
         """The alerts that are open."""

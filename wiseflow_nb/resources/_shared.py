@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from wiseflow_nb.records import EventRecord, Limits, Sample
+from wiseflow_nb.records import NAN, EventRecord, Limits, Sample
 from wiseflow_nb.resources._probe import Probe
 from wiseflow_nb.resources._sampler import SampleSource
 
@@ -67,6 +67,16 @@ class SharedProbe:
         """Return a reading."""
         with self.lock:
             return self._now().read(**stamps)
+
+    def read_now(self, time_seconds: float, monotonic_seconds: float) -> Sample:
+        """Return a reading that leaves the rates of ``read`` alone; of a user's probe, one like any other."""
+        with self.lock:
+            probe = self._now()
+            if isinstance(probe, Probe):
+                return probe.read_now(time_seconds=time_seconds, monotonic_seconds=monotonic_seconds)
+            return probe.read(
+                time_seconds=time_seconds, monotonic_seconds=monotonic_seconds, interval_seconds=NAN, gap=False
+            )
 
     def top_processes(self, count: int = 3) -> tuple[tuple[int, str, float, float], ...]:
         """Return the largest processes."""

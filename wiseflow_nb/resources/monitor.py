@@ -21,7 +21,6 @@ from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.events import EventBus
 from wiseflow_nb.records import (
-    NAN,
     SAMPLE_COLUMNS,
     AlertState,
     AlertTransition,
@@ -141,7 +140,7 @@ class ResourceMonitor:
         self._newest, self._open = None, {}
 
     def start(self) -> ResourceMonitor:
-        """Start sampling (alone) and delivering; a second call does nothing."""
+        """Start sampling (alone; after a stop the first sample ends a gap) and delivering; a second call does nothing."""
         if not self._running:
             self._running = True
             self._announcer.start()
@@ -155,6 +154,8 @@ class ResourceMonitor:
                     on_alert=self.deliver,
                     on_event=self.bus.publish,
                     on_error=self._failed,
+                    # Nobody looked since the last stop.
+                    resumed=self._newest is not None,
                 )
                 sampler.set_busy(self._busy)
                 self._thread = threading.Thread(target=sampler.run, name="wiseflow-sampler", daemon=True)
@@ -186,9 +187,8 @@ class ResourceMonitor:
                 self._probe.lock.release()
         else:
             logger.warning("a reading still hangs at stop; its thread is left behind")
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = None
+        # Not closed: another thread may be reading it. It goes with its last user.
+        self._ring = None
 
     def __enter__(self) -> ResourceMonitor:
         return self.start()
@@ -232,13 +232,12 @@ class ResourceMonitor:
             self._sampler.watch(seconds)
 
     def sample_now(self) -> Sample:
-        """Read now, on this thread; the reading is returned and not kept."""
-        return self._probe.read(
-            time_seconds=self._clock.time(),
-            monotonic_seconds=self._clock.monotonic(),
-            interval_seconds=NAN,
-            gap=False,
-        )
+        """Read now, on this thread; the reading is returned and not kept.
+
+        Its rates are those since the newest reading, a scheduled one or another of these (NaN at the very
+        first). Scheduled samples are the same however often this is called, unless the probe is your own.
+        """
+        return self._probe.read_now(self._clock.time(), self._clock.monotonic())
 
     def latest(self) -> Sample | None:
         """The newest sample that was taken on schedule, or None before the first."""
@@ -562,14 +561,16 @@ class ResourceMonitor:
         return self._sizer.decide(self._settings, sample, pending, workers, self._clock.monotonic())
 
     def _reader(self) -> RingReader | None:
-        if self._ring is not None and self._ring.was_replaced():
+        # Any thread may put another one there meanwhile, or none.
+        ring = self._ring
+        if ring is not None and ring.was_replaced():
             # Deleted, and made again by the recorder. Another thread may still copy from the old one.
-            self._ring = None
-        if self._ring is None and self._ring_path is not None:
+            ring = self._ring = None
+        if ring is None and self._ring_path is not None:
             # Before the recorder made it, and after it was pruned, there is no ring: no sample yet.
             with contextlib.suppress(OSError, ValueError):
-                self._ring = RingReader(self._ring_path)
-        return self._ring
+                ring = self._ring = RingReader(self._ring_path)
+        return ring
 
     def _keep(self, sample: Sample) -> None:
         self._kept.append(_PACK.pack(*sample))
