@@ -64,9 +64,12 @@ def _full_tiers(path: Path) -> None:
             data[:, :, 3] = 0.0
             for at in range(0, count, rows):
                 part = data[at : at + rows]
-                row = (tier, part[0, 0, 0], part[-1, 0, 0], len(part), part.tobytes())
+                first, last = float(part[0, 0, 0]), float(part[-1, 0, 0])
+                # Both clocks show the same.
                 db.execute(
-                    "INSERT INTO samples VALUES (?, ?, ?, ?, ?)", (row[0], float(row[1]), float(row[2]), *row[3:])
+                    "INSERT INTO samples (tier, start_seconds, end_seconds, start_monotonic, end_monotonic, count, data) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (tier, first, last, first, last, len(part), part.tobytes()),
                 )
     db.close()
 

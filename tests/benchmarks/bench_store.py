@@ -244,7 +244,9 @@ def _fill_samples(connection: sqlite3.Connection) -> None:
     with _bulk(connection):
         for source in (blocks, buckets):
             connection.executemany(
-                "INSERT INTO samples (tier, start_seconds, end_seconds, count, data) VALUES (?, ?, ?, ?, ?)", source()
+                "INSERT INTO samples (tier, start_seconds, end_seconds, start_monotonic, end_monotonic, count, data) "
+                "VALUES (?1, ?2, ?3, ?2, ?3, ?4, ?5)",
+                source(),
             )
 
 

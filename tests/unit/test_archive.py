@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from wiseflow_nb.resources._buckets import coarsen, joined, lift
 from wiseflow_nb.resources._history import raw_history, span_of
 from wiseflow_nb.store.paths import private_directory
 from wiseflow_nb.store.reader import StoreReader, fit_columns
+from wiseflow_nb.store.schema import MIGRATIONS, MONOTONIC_VERSION
 from wiseflow_nb.store.tiers import WIDTH, roll_up
 from wiseflow_nb.store.writer import StoreWriter
 
@@ -53,12 +55,24 @@ def make(tmp_path: Path):
     """A file that has recorded samples, and its archive with the newest ``ring`` of them."""
     readers = []
 
-    def made(samples: list[Sample], *, ring: int = 0, forget: tuple[float, ...] = (), end: bool = False) -> Archive:
+    def made(
+        samples: list[Sample],
+        *,
+        ring: int = 0,
+        forget: tuple[float, ...] = (),
+        end: bool = False,
+        replaced: tuple[int, ...] = (),
+    ) -> Archive:
         directory = tmp_path / "sessions" / f"20260101-00000{len(readers)}-abcdef"
         private_directory(directory.parent)
         private_directory(directory)
         writer = StoreWriter(directory / "session.sqlite")
-        for sample in samples:
+        for at, sample in enumerate(samples):
+            if at in replaced:
+                # Killed, all its samples in the file: another one goes on.
+                writer.write_blocks(partial=True)
+                writer.close()
+                writer = StoreWriter(directory / "session.sqlite")
             writer.sample(sample)
         writer.write_blocks(partial=True)
         if end:
@@ -351,3 +365,128 @@ def test_of_a_clock_that_was_set_back_what_no_block_holds_yet_is_there(make: Mak
     for resolution in ("raw", "10s", "60s"):
         made = archive.history(resolution=resolution)
         assert (len(made) if resolution == "raw" else made.sample_count.sum()) == 600
+
+
+def stepped(count: int, steps: dict[int, float]) -> list[Sample]:
+    """At some samples the wall clock moves by so many seconds."""
+    moved = itertools.accumulate(steps.get(at, 0.0) for at in range(count))
+    return [item._replace(time_seconds=item[0] + by) for item, by in zip(signal(count), moved, strict=True)]
+
+
+def counts(archive: Archive, **options: object) -> list[float]:
+    """How many samples there are of each resolution."""
+    frames = [archive.history(resolution=name, **options) for name in ("raw", "10s", "60s", 25)]
+    return [len(frames[0]), *(frame.sample_count.sum() for frame in frames[1:])]
+
+
+def test_since_a_moment_before_the_clock_was_set_back_every_tier_has_every_sample(make: Make) -> None:
+    # Whole minutes, so that no bucket begins before the range.
+    samples = signal(3600, 1_700_000_040.0)
+    samples += [item._replace(monotonic_seconds=item[1] + 3600) for item in signal(599, 1_700_000_040.25 + 3480)]
+    archive = make(samples, ring=3600)
+    assert counts(archive, since=1_700_000_040.0 + 3480)[:3] == [719, 719, 719]
+
+
+@pytest.mark.parametrize("ring", [0, 3600])
+@pytest.mark.parametrize(
+    "steps",
+    [{3600: -120.0}, {3600: -3600.0}, {3000: -600.0}, {3000: 3600.0, 3100: -3600.0}, {3000: 3e6, 3100: -3e6}],
+    ids=["back", "an hour back", "to the same times", "ahead and right again", "weeks ahead and right again"],
+)
+@pytest.mark.parametrize("replaced", [(), (3650,), (3650, 5000)])
+def test_no_tier_loses_or_doubles_a_sample_whatever_the_wall_clock_does(
+    make: Make, ring: int, steps: dict[int, float], replaced: tuple[int, ...]
+) -> None:
+    samples = stepped(6000, steps)
+    archive = make(samples, ring=ring, replaced=replaced)
+    assert counts(archive) == [6000, 6000, 6000, 6000]
+    assert archive.last_seconds() == samples[-1].time_seconds
+    # A look at a part: what was taken under a wrong clock is where that clock put it.
+    begin, end = START + 2400, START + 7300
+    inside = [item for item in samples if begin <= item[0] <= end]
+    assert len(archive.history(resolution="raw", since=begin, until=end)) == len(inside)
+    for span in (10.0, 60.0):
+        made = archive.history(resolution=span, since=begin, until=end)
+        whole = [item for item in samples if math.floor(item[0] / span) in set(np.array(made.time_seconds) // span)]
+        # Of two buckets of one span only one may reach into the range.
+        assert len(inside) <= made.sample_count.sum() <= len(whole)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(st.integers(1, 1499), st.sampled_from([-4000.0, -600.0, -30.0, -1.5, 2.0, 900.0, 1e6]), max_size=4),
+    st.sets(st.integers(1, 1499), max_size=3),
+    st.integers(0, 1500),
+)
+def test_any_walk_of_the_wall_clock_leaves_every_tier_whole(
+    tmp_path_factory: pytest.TempPathFactory, steps: dict[int, float], replaced: set[int], ring: int
+) -> None:
+    samples = stepped(1500, steps)
+    directory = tmp_path_factory.mktemp("walk")
+    private_directory(directory)
+    writer = StoreWriter(directory / "session.sqlite")
+    for at, sample in enumerate(samples):
+        if at in replaced:
+            writer.close()  # what it had not written is in the ring, and is handed on
+            writer = StoreWriter(directory / "session.sqlite")
+            for left in samples[:at]:
+                if left.monotonic_seconds > writer.last_sample_monotonic():
+                    writer.sample(left)
+        writer.sample(sample)
+        if at % 7 == 0:
+            writer.write_blocks(partial=True)
+            writer.commit()
+    writer.write_blocks(partial=True)
+    writer.close()
+    reader = StoreReader(directory)
+    assert counts(Archive(reader, array(samples[1500 - ring :]) if ring else EMPTY)) == [1500] * 4
+    reader.close()
+
+
+def as_before_monotonic_times(path: Path) -> None:
+    """Give a file the tables of the last version whose blocks had no monotonic times."""
+    with sqlite3.connect(path) as db:
+        blocks = db.execute("SELECT tier, start_seconds, end_seconds, count, data FROM samples ORDER BY id").fetchall()
+    db.close()
+    path.unlink()
+    with sqlite3.connect(path) as db:
+        for statement in itertools.chain(*MIGRATIONS[: MONOTONIC_VERSION - 1]):
+            db.execute(statement)
+        db.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?)", blocks)
+        db.execute(f"PRAGMA user_version = {MONOTONIC_VERSION - 1}")
+    db.close()
+
+
+@pytest.mark.parametrize("ring", [0, 500])
+def test_a_file_of_before_blocks_had_monotonic_times_is_read_and_gone_on_with(make: Make, ring: int) -> None:
+    samples = stepped(3000, {2500: -90.0})
+    directory = make(samples)._store.directory  # type: ignore[attr-defined]
+    path = directory / "session.sqlite"
+    as_before_monotonic_times(path)
+    newest = array(samples[3000 - ring :]) if ring else EMPTY
+    old = StoreReader(directory)
+    assert counts(Archive(old, newest)) == [3000] * 4
+    assert Archive(old, EMPTY).rows()[0, 1] == 0.0
+    old.close()
+    writer = StoreWriter(path)
+    assert writer.last_sample_monotonic() == 2999.0
+    longer = stepped(4000, {2500: -90.0})
+    for sample in longer[3000:]:
+        writer.sample(sample)
+    writer.write_blocks(partial=True)
+    writer.close()
+    reader = StoreReader(directory)
+    assert counts(Archive(reader, array(longer[4000 - ring :]) if ring else EMPTY)) == [4000] * 4
+    with sqlite3.connect(path) as db:
+        ((missing,),) = db.execute(
+            "SELECT count(*) FROM samples WHERE start_monotonic IS NULL OR end_monotonic IS NULL"
+        )
+    db.close()
+    reader.close()
+    assert missing == 0
+
+
+def test_raw_samples_wait_for_the_tiers_above_also_after_a_clock_was_ahead(make: Make) -> None:
+    samples = stepped(4000, {1000: 7200.0, 1010: -7200.0})
+    archive = make(samples, forget=(60.0, 86_400.0, 604_800.0))
+    assert counts(archive)[1:3] == [4000, 4000]

@@ -111,6 +111,38 @@ def test_a_rolled_back_block_is_written_again(writer: StoreWriter, directory: Pa
     reader.close()
 
 
+def test_a_block_that_was_rolled_back_or_forgotten_takes_no_other_ones_place(
+    writer: StoreWriter, directory: Path
+) -> None:
+    def take(first: int, count: int) -> None:
+        for second in range(first, first + count):
+            # The wall clock shows the same again and again.
+            writer.sample(Sample(time_seconds=float(second % 100), monotonic_seconds=float(second)))
+
+    take(0, 30)
+    writer.write_blocks(partial=True)
+    writer.rollback()
+    take(30, 100)
+    writer.write_blocks(partial=True)
+    writer.commit()
+    # The open block is as old as the rest by a clock that is far ahead.
+    take(130, 5)
+    writer.write_blocks(partial=True)
+    writer.close_tiers()
+    while writer.forget_samples(1e9):
+        pass
+    writer.commit()
+    take(135, 5)
+    writer.write_blocks(partial=True)
+    take(200, 40)
+    writer.write_blocks(partial=True)
+    writer.commit()
+    reader = StoreReader(directory)
+    kept = sorted(reader.sample_blocks()[:, 1])
+    reader.close()
+    assert kept == [float(second) for second in (*range(100, 140), *range(200, 240))]
+
+
 def test_modes_are_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:

@@ -45,7 +45,7 @@ class KeptRing:
         self._ring = RingWriter(str(path))
 
     def left_after(self, seconds: float) -> list[Sample]:
-        """The samples later than a moment (epoch seconds) that another recorder left in it, oldest first."""
+        """The samples later than a moment (monotonic seconds) that another recorder left in it, oldest first."""
         width = len(SAMPLE_COLUMNS)
         return [Sample(*row) for row in self._ring.after(seconds) if len(row) == width]
 

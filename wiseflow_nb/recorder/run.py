@@ -56,7 +56,7 @@ def run(
         raise StoreError(f"the ring in {directory} cannot be made: {error}") from error
     if ring.resumed_at is not None:
         # What the last recorder had not written yet: up to some seconds, which the ring alone has.
-        for sample in ring.left_after(writer.last_sample_seconds()):
+        for sample in ring.left_after(writer.last_sample_monotonic()):
             writer.sample(sample)
     room.take()
     own = frozenset({os.getpid()}) if config.own_process else frozenset()

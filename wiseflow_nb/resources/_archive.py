@@ -24,7 +24,9 @@ _STRUCTURE = ("time_seconds", "monotonic_seconds", "gap")
 class TierSource(Protocol):
     """What is read of a session's file."""
 
-    def sample_blocks(self, since: float = ..., until: float = ...) -> np.ndarray: ...
+    def sample_blocks(
+        self, since: float = ..., until: float = ..., *, after: float = ..., before: float = ...
+    ) -> np.ndarray: ...
 
     def tier_blocks(self, tier: int, since: float = ..., until: float = ...) -> tuple[np.ndarray, float]: ...
 
@@ -130,20 +132,21 @@ class Archive:
     def __init__(self, store: TierSource, newest: np.ndarray) -> None:
         self._store, self._newest = store, newest
 
-    def rows(self, since: float = EARLIEST, until: float = LATEST) -> np.ndarray:
-        """The raw samples within [since, until]; not to be written to."""
+    def rows(self, since: float = EARLIEST, until: float = LATEST, after: float = -math.inf) -> np.ndarray:
+        """The raw samples within [since, until] that were taken later than ``after`` (monotonic); not to be written to."""
         import numpy as np
 
         newest = self._newest
+        # Where the ring begins, and what is wanted already: by the clock that is never set back.
+        begin = newest[0, _MONOTONIC] if len(newest) else math.inf
         parts = [newest]
-        if not len(newest) or newest[0, 0] > since:
-            stored = self._store.sample_blocks(since, until)
-            if len(newest):
-                # By the clock that is never set back.
-                stored = stored[stored[:, _MONOTONIC] < newest[0, _MONOTONIC]]
-            parts.insert(0, stored)
+        if not begin <= after:
+            stored = self._store.sample_blocks(since, until, after=after, before=begin)
+            parts.insert(0, stored[stored[:, _MONOTONIC] < begin] if len(newest) else stored)
         rows = np.concatenate(parts) if all(map(len, parts)) else max(parts, key=len)
         inside = (rows[:, 0] >= since) & (rows[:, 0] <= until)
+        if after > -math.inf:
+            inside &= rows[:, _MONOTONIC] > after
         rows = rows if inside.all() else rows[inside]
         return as_taken(rows, rows[:, _MONOTONIC])
 
@@ -165,10 +168,7 @@ class Archive:
         # Whole buckets at both ends: a part of one has another mean.
         since, until = whole_spans(since, until, TIER_SECONDS[tier])
         stored, covered = self._store.tier_blocks(tier, since, until)
-        # Before a clock was set back the tier may have come further than the newest sample.
-        tail = self.rows(max(since, covered) if self.last_seconds() >= covered else since, until)
-        # By the clock that is never set back.
-        tail = tail[tail[:, _MONOTONIC] > max(stored[:, VALUE, _MONOTONIC], default=-math.inf)]
+        tail = self.rows(since, until, after=covered)
         stored = as_taken(stored, stored[:, VALUE, _MONOTONIC])
         if columns is not SAMPLE_COLUMNS:
             at = [SAMPLE_COLUMNS.index(name) for name in columns]

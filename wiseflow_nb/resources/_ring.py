@@ -30,6 +30,7 @@ COUNT_AT = 32
 HEADER_BYTES = 64
 #: A path that begins so is no file: the ring is memory, shared within the process.
 MEMORY_PREFIX = "memory:"
+_MONOTONIC = SAMPLE_COLUMNS.index("monotonic_seconds")
 _memory_rings: weakref.WeakValueDictionary[str, mmap.mmap] = weakref.WeakValueDictionary()
 
 
@@ -124,11 +125,11 @@ class RingWriter:
         return None if self._count == 0 else self._at(self._count - 1)
 
     def after(self, seconds: float) -> list[tuple[float, ...]]:
-        """The rows at the end that were taken later than a moment (epoch seconds), oldest first."""
+        """The rows at the end that were taken later than a moment (monotonic seconds), oldest first."""
         found: list[tuple[float, ...]] = []
         for number in range(self._count - 1, max(self._count - self.capacity, 0) - 1, -1):
             row = self._at(number)
-            if not row[0] > seconds:
+            if not row[_MONOTONIC] > seconds:
                 break
             found.append(row)
         return found[::-1]

@@ -32,9 +32,11 @@ from wiseflow_nb.store.schema import (
     ALERT_COLUMNS,
     CELL_COLUMNS,
     COMMAND_COLUMNS,
+    MONOTONIC_VERSION,
     TASK_COLUMNS,
     UNFINISHED,
     check_version,
+    last_monotonic,
 )
 
 if TYPE_CHECKING:
@@ -188,9 +190,14 @@ class StoreReader:
         )
         return [_record(CellRecord, CELL_COLUMNS, row) for row in reversed(rows)]
 
-    def sample_blocks(self, since: float = -1e18, until: float = 1e18) -> np.ndarray:
-        """The stored raw samples that may lie within [since, until]: an array (n, columns) of float64."""
-        return self._blocks(0, since, until)[0][:, 0]
+    def sample_blocks(
+        self, since: float = -1e18, until: float = 1e18, *, after: float = -math.inf, before: float = math.inf
+    ) -> np.ndarray:
+        """The stored raw samples that may lie within [since, until], epoch seconds, and in (after, before), monotonic.
+
+        An array (n, columns) of float64, in whole blocks: some of its rows may lie outside.
+        """
+        return self._blocks(0, since, until, after, before)[0][:, 0]
 
     def tier_blocks(self, tier: int, since: float = -1e18, until: float = 1e18) -> tuple[np.ndarray, float]:
         """The stored buckets of an upper tier that may lie within [since, until].
@@ -201,12 +208,9 @@ class StoreReader:
             Value, low, high and count; see ``store.tiers``. The parts of a bucket that was written in
             parts follow one another.
         covered : float
-            The time of the last sample that the tier has, or -inf.
+            The monotonic time of the last sample that the tier has, within the range or not; or -inf.
         """
-        # Asked first: a block that comes in between is in the blocks, and counts there.
-        (end,) = self.query("SELECT max(end_seconds) FROM samples WHERE tier = ?", (tier,))[0]
-        buckets, last = self._blocks(tier, since, until)
-        return buckets, max(last, -math.inf if end is None else float(end))
+        return self._blocks(tier, since, until)
 
     def tier_starts(self) -> tuple[float, ...]:
         """The time of the first sample of each tier; infinity where it has no block."""
@@ -218,24 +222,44 @@ class StoreReader:
         return tuple(math.inf if start is None else float(start) for start in found)
 
     def last_sample_seconds(self) -> float:
-        """The time of the newest sample in any tier; NaN if there is none."""
+        """The time of the sample that was taken last, in any tier; NaN if there is none."""
+        newest = "end_monotonic" if self._version >= MONOTONIC_VERSION else "start_seconds"
         ends = [
-            end
+            row
             for tier in range(len(TIER_SECONDS))
-            for (end,) in self.query(
-                "SELECT end_seconds FROM samples WHERE tier = ? ORDER BY start_seconds DESC LIMIT 1", (tier,)
+            for row in self.query(
+                f"SELECT coalesce({newest}, -1e999), end_seconds FROM samples WHERE tier = ? "
+                f"ORDER BY {newest} DESC LIMIT 1",
+                (tier,),
             )
         ]
-        return max(ends, default=NAN)
+        return float(max(ends, default=(NAN, NAN))[1])
 
-    def _blocks(self, tier: int, since: float, until: float) -> tuple[np.ndarray, float]:
-        """The rows of a tier, shape (n, planes, columns), and the time of the last sample among them."""
+    def _covered(self, tier: int) -> float:
+        if self._version >= MONOTONIC_VERSION:
+            (end,) = self._db.execute("SELECT max(end_monotonic) FROM samples WHERE tier = ?", (tier,)).fetchone()
+        else:
+            # The blocks of an upper tier were written once, in their order.
+            row = self._db.execute(
+                "SELECT count, data FROM samples WHERE tier = ? ORDER BY rowid DESC LIMIT 1", (tier,)
+            ).fetchone()
+            end = None if row is None else last_monotonic(tier, *row)
+        return -math.inf if end is None else float(end)
+
+    def _blocks(
+        self, tier: int, since: float, until: float, after: float = -math.inf, before: float = math.inf
+    ) -> tuple[np.ndarray, float]:
+        """The rows of a tier, shape (n, planes, columns), and the monotonic time up to which it has them."""
         import numpy as np
 
-        planes, wanted, last = (1 if tier == 0 else 4), len(SAMPLE_COLUMNS), -math.inf
+        planes, wanted = (1 if tier == 0 else 4), len(SAMPLE_COLUMNS)
         # The plus keeps SQLite from walking all that began before ``until``: most looks are at the newest.
         # In the order of their ends, which the index has: to sort them would be to copy every block.
         chosen = "FROM samples WHERE tier = ? AND end_seconds >= ? AND +start_seconds <= ?"
+        asked: tuple[float, ...] = (tier, since, until)
+        if self._version >= MONOTONIC_VERSION and (after, before) != (-math.inf, math.inf):
+            chosen += " AND coalesce(end_monotonic > ?, 1) AND coalesce(start_monotonic < ?, 1)"
+            asked = (*asked, after, before)
         runs: list[list[int]] = []
         # One array of the right size, filled block by block: a list of the blocks and a second copy to
         # join them are fresh memory, which for a day costs more than the reading.
@@ -243,26 +267,24 @@ class StoreReader:
             # Both questions see the same state of a file that is being written.
             self._db.execute("BEGIN")
             try:
-                ((size,),) = self._db.execute(f"SELECT total(length(data)) {chosen}", (tier, since, until))
+                ((size,),) = self._db.execute(f"SELECT total(length(data)) {chosen}", asked)
                 raw, end = np.empty(int(size), dtype="u1"), 0
                 room = raw.data
-                for data, count, end_seconds in self._db.execute(
-                    f"SELECT data, count, end_seconds {chosen} ORDER BY end_seconds", (tier, since, until)
-                ):
+                for data, count in self._db.execute(f"SELECT data, count {chosen} ORDER BY end_seconds", asked):
                     begin, end = end, end + len(data)
                     room[begin:end] = data
-                    last = max(last, end_seconds)
                     width = len(data) // (8 * planes * count)
                     if not runs or runs[-1][0] != width:
                         runs.append([width, begin // 8, 0])
                     runs[-1][2] = end // 8
+                covered = self._covered(tier)
             finally:
                 self._db.execute("COMMIT")
         values = raw.view("<f8")
         pieces = [fit_columns(values[begin:end].reshape(-1, planes, width), wanted) for width, begin, end in runs]
         if not pieces:
-            return np.empty((0, planes, wanted)), last
-        return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)), last
+            return np.empty((0, planes, wanted)), covered
+        return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)), covered
 
     def commands(self, limit: int = 10_000) -> list[tuple[Any, ...]]:
         """The newest commands, oldest first: who asked what and when, and what came of it (``COMMAND_COLUMNS``).

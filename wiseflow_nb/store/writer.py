@@ -275,9 +275,9 @@ class StoreWriter:
         """Take one sample into the open block and the open buckets; in memory only until ``write_blocks``."""
         self._samples.add(sample)
 
-    def last_sample_seconds(self) -> float:
-        """The time of the newest sample in the file (epoch seconds), or -inf."""
-        return self._samples.last_seconds()
+    def last_sample_monotonic(self) -> float:
+        """The time of the newest sample in the file (monotonic seconds), or -inf."""
+        return self._samples.last_monotonic()
 
     @property
     def full_blocks(self) -> int:
