@@ -223,7 +223,7 @@ def test_without_any_directory_the_record_is_kept_in_memory(tmp_path: Path, monk
     assert not Path("memory:").exists()
 
 
-@pytest.mark.parametrize("what", ["file", "log", "directory"])
+@pytest.mark.parametrize("what", ["file", "log", "index", "directory"])
 @pytest.mark.parametrize("in_process", [False, True], ids=["process", "thread"])
 def test_a_file_deleted_under_the_recorder_is_put_back(what: str, in_process: bool) -> None:
     settings = {"resource_check_interval": 0.05, "recorder_enabled": not in_process}
@@ -235,7 +235,7 @@ def test_a_file_deleted_under_the_recorder_is_put_back(what: str, in_process: bo
         if what == "directory":
             shutil.rmtree(session.directory)
         else:
-            os.unlink(session.directory / ("session.sqlite" if what == "file" else "session.sqlite-wal"))
+            os.unlink(session.directory / f"session.sqlite{ {'file': '', 'log': '-wal', 'index': '-shm'}[what] }")
         work(session)
         wait_until(lambda: "store_remade" in kinds(events))
         work(session)

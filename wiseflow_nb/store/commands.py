@@ -12,6 +12,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from wiseflow_nb.errors import CommandError, UsageError
@@ -168,6 +169,24 @@ def send(
     ).rowcount
     what = "was withdrawn" if withdrawn else "was taken but not answered"
     raise CommandError(f"the session did not answer {verb!r} within {timeout:g} s; the command {what}")
+
+
+def wait_for_log(path: Path, timeout: float, poll: float = 0.02) -> None:
+    """Wait until the log of a session's file and its index are there, as they are while it is recorded.
+
+    Where one was deleted the recorder puts the file back. To write before that would be to make an index in
+    which the recorder's locks are not seen.
+
+    Raises
+    ------
+    CommandError
+        If they were not put back within ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not all(os.path.exists(f"{path}{end}") for end in ("-wal", "-shm")):
+        if time.monotonic() >= deadline:
+            raise CommandError(f"the log of {path} is gone and was not put back: nothing was asked; try again")
+        time.sleep(poll)
 
 
 def sender() -> str:

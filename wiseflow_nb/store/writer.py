@@ -93,6 +93,10 @@ def _own_file(path: Path) -> None:
     os.chmod(path, 0o600)
 
 
+def _parts(path: Path) -> tuple[Path, ...]:
+    return path, Path(f"{path}-wal"), Path(f"{path}-shm")
+
+
 def _inode(path: Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
@@ -150,7 +154,7 @@ class StoreWriter:
                 # Often and little: copying the log back is the longest pause that this thread has.
                 db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
                 migrate(db, str(path))
-                self._inode = None if in_memory(path) else _inode(path)
+                self._inodes = {} if in_memory(path) else {part: _inode(part) for part in _parts(path) if part.exists()}
             except BaseException:
                 db.close()
                 raise
@@ -158,15 +162,25 @@ class StoreWriter:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{path} cannot be opened for recording: {error}") from error
 
+    def lost_part(self) -> str:
+        """The name of a file of the three (database, log, index of the log) that is not the one written any more.
+
+        Each matters: a process that opens the file where the index was deleted makes a new one, in which it
+        does not see this one's locks, and both would write over each other. Empty where all are in place.
+        """
+        if os.name != "posix":
+            return ""  # an open file cannot be deleted
+        for part, inode in self._inodes.items():
+            try:
+                if _inode(part) != inode:
+                    return part.name
+            except OSError:
+                return part.name
+        return ""
+
     def is_in_place(self) -> bool:
-        """Whether the file that is written still is the one at its path, with its log beside it."""
-        if self._inode is None or os.name != "posix":
-            return True  # in memory; or an open file cannot be deleted
-        try:
-            os.stat(f"{self.path}-wal")
-            return _inode(self.path) == self._inode
-        except OSError:
-            return False
+        """Whether the file that is written still is the one at its path, with its log and the log's index beside it."""
+        return not self.lost_part()
 
     def remake(self) -> None:
         """Put a deleted file back, whole: the open one still holds everything. Gives up an open transaction.

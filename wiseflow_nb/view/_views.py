@@ -28,9 +28,9 @@ from wiseflow_nb.records import (
     valid_record,
     valid_text,
 )
-from wiseflow_nb.store.commands import logged, send, sender, validate
+from wiseflow_nb.store.commands import logged, send, sender, validate, wait_for_log
 from wiseflow_nb.store.finding import all_sessions
-from wiseflow_nb.store.paths import DATABASE_NAME, database_uri, sessions_root
+from wiseflow_nb.store.paths import DATABASE_NAME, database_uri, in_memory, sessions_root
 from wiseflow_nb.store.reader import (
     MOST_REV,
     after_the_end,
@@ -244,7 +244,10 @@ class StoreView(StoredFrames, Verbs):
         if state is not SessionState.LIVE:
             return CommandResult(False, f"the session has {state}: it takes no commands any more")
         try:
-            uri = database_uri(self._directory / DATABASE_NAME, "rw")
+            path = self._directory / DATABASE_NAME
+            if not in_memory(path):
+                wait_for_log(path, self._timeout)
+            uri = database_uri(path, "rw")
             with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0)) as connection:
                 now = self._clock.time()
                 return send(connection, verb, arguments, who=sender(), now=now, timeout=self._timeout)
