@@ -82,7 +82,11 @@ class LastRoom:
         if self._path is None:
             return
         with contextlib.suppress(OSError):
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            fd = os.open(
+                self._path,
+                os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0),
+                0o600,
+            )
             try:
                 if hasattr(os, "fchmod"):
                     os.fchmod(fd, 0o600)

@@ -17,6 +17,7 @@ from typing import Any
 
 from wiseflow_nb.errors import CommandError, UsageError
 from wiseflow_nb.records import CommandResult, Priority
+from wiseflow_nb.store.schema import NEXT_COMMAND
 
 MAX_ARGUMENT_BYTES = 64 * 1024
 #: A command that nobody took for so long is refused: its sender has given up.
@@ -150,7 +151,7 @@ def send(
     """
     checked = validate(verb, arguments)
     cursor = connection.execute(
-        "INSERT INTO commands (created_seconds, who, verb, arguments) VALUES (?, ?, ?, ?)",
+        f"INSERT INTO commands (id, created_seconds, who, verb, arguments) VALUES ({NEXT_COMMAND}, ?, ?, ?, ?)",
         (now, who[:256], verb, json.dumps(checked)),
     )
     number = cursor.lastrowid

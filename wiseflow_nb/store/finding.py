@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wiseflow_nb.records import SessionInfo, SessionState
+from wiseflow_nb.records import SessionInfo
 from wiseflow_nb.store.paths import known_roots, sessions_root
-from wiseflow_nb.store.reader import list_sessions, session_directory
+from wiseflow_nb.store.reader import list_sessions, live_and_newest_first, session_directory
 
 
 def all_sessions(state_dir: str, now: float) -> list[SessionInfo]:
     """Every readable session of this user: live ones first, newest first. ``now`` is epoch seconds."""
     found = [info for root in known_roots(state_dir) for info in list_sessions(root, now)]
-    return sorted(found, key=lambda info: (info.state is not SessionState.LIVE, -info.started_seconds))
+    return sorted(found, key=live_and_newest_first)
 
 
 def find_session(state_dir: str, session_id: str) -> Path:

@@ -15,11 +15,12 @@ from wiseflow_nb.errors import StoreError
 from wiseflow_nb.records import TIER_RETENTION_SECONDS, AlertTransition, Sample, to_json_dict, valid, valid_text
 from wiseflow_nb.store._samples import SampleWriter
 from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES
-from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, database_uri, in_memory, private_directory
+from wiseflow_nb.store.paths import DATABASE_NAME, check_regular, database_uri, in_memory, private_directory
 from wiseflow_nb.store.schema import (
     ALERT_COLUMNS,
     CELL_COLUMNS,
     COMMAND_COLUMNS,
+    NEXT_COMMAND,
     TASK_COLUMNS,
     TRANSITION_COLUMNS,
     check_version,
@@ -55,7 +56,11 @@ _STATEMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "meta": (_upsert("meta", ("key", "value")), ("key", "value")),
     # A verb that was used in the kernel itself, for the record.
-    "command": (_upsert("commands", COMMAND_COLUMNS), COMMAND_COLUMNS),
+    "command": (
+        f"INSERT OR REPLACE INTO commands (id, {', '.join(COMMAND_COLUMNS)}) "
+        f"VALUES ({NEXT_COMMAND}, {', '.join('?' * len(COMMAND_COLUMNS))})",
+        COMMAND_COLUMNS,
+    ),
     # Of an alert that is judged in the kernel; a second mark keeps what the first one said.
     "mark": (
         "INSERT INTO alert_marks (alert_id, acknowledged, silenced_until) VALUES (?, ?, ?) ON CONFLICT (alert_id) "
@@ -87,9 +92,9 @@ def bindable(value: Any) -> Any:
 
 def _own_file(path: Path) -> None:
     """Make a file (0600 whatever the umask), or check that the one there is this user's."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
-    os.close(fd)
-    check_owned(path)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    os.close(os.open(path, flags, 0o600))
+    check_regular(path)
     os.chmod(path, 0o600)
 
 

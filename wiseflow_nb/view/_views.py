@@ -16,7 +16,6 @@ from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
 from wiseflow_nb.frames import task_frame
 from wiseflow_nb.records import (
-    NAN,
     CommandResult,
     PoolStatus,
     SessionInfo,
@@ -36,6 +35,7 @@ from wiseflow_nb.store.reader import (
     after_the_end,
     counts_after_the_end,
     info_from_meta,
+    moment_from,
     thresholds_from,
 )
 
@@ -198,13 +198,13 @@ class StoreView(StoredFrames, Verbs):
             sample=self._latest(),
             tasks=tasks,
             task_counts=counts,
-            pool=from_json_dict(PoolStatus, meta.get("pool", {})),
+            pool=_pool_status(meta.get("pool", {})),
             alerts=alert_views(store.alerts(), store.acknowledged()),
             cells=tuple(store.cells(SHOWN_CELLS)),
             settings=dict(meta.get("settings", {})),
             thresholds=thresholds_from(meta),
             paused=bool(meta.get("paused", False)),
-            shutdown_at_seconds=float(meta.get("shutdown_at") or NAN),
+            shutdown_at_seconds=moment_from(meta.get("shutdown_at")),
             hold_reason=str(meta.get("hold_reason") or ""),
             reset=shown.reset,
             older_rev=shown.older_rev,
@@ -253,6 +253,13 @@ class StoreView(StoredFrames, Verbs):
                 return send(connection, verb, arguments, who=sender(), now=now, timeout=self._timeout)
         except (WiseflowError, sqlite3.Error) as error:
             return CommandResult(False, str(error))
+
+
+def _pool_status(value: dict[str, Any]) -> PoolStatus:
+    try:
+        return from_json_dict(PoolStatus, value)
+    except (TypeError, ValueError):
+        return PoolStatus()  # a damaged row
 
 
 def default_view(settings: Settings | None = None) -> SessionView:
