@@ -271,6 +271,33 @@ def test_a_reader_follows_to_the_file_that_was_put_back() -> None:
         view.close()
 
 
+@pytest.mark.parametrize("in_process", [False, True], ids=["process", "thread"])
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_a_ring_deleted_alone_is_said_once_and_made_again(in_process: bool, replaced: bool) -> None:
+    settings = {"resource_check_interval": 0.05, "recorder_enabled": not in_process}
+    with Session(title="ring", **settings) as session:
+        events = heard(session)
+        wait_until(lambda: len(session.history()) > 3)
+        first = session.history().index[0]
+        view = StoreView(session.directory)
+        assert view.snapshot().sample is not None
+        ring = session.directory / "ring.bin"
+        if replaced:
+            (session.directory / "other").write_bytes(b"")
+            os.replace(session.directory / "other", ring)
+        else:
+            ring.unlink()
+        wait_until(lambda: "ring_remade" in kinds(events))
+        wait_until(lambda: ring.exists() and ring.stat().st_size > 0)
+        newest = session.now()
+        wait_until(lambda: view.snapshot().sample.time_seconds > newest)
+        wait_until(lambda: session.latest().time_seconds > newest)
+        assert session.history().index[0] == first
+        assert kinds(events).count("ring_remade") == 1
+        assert "store_remade" not in kinds(events)
+        view.close()
+
+
 class Shifted(SystemClock):
     """The machine's clock as somebody set it."""
 

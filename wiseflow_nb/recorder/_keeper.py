@@ -68,8 +68,10 @@ class Keeper:
         self._deleted, self._remake_at = False, 0.0
         #: When the sample before a recorder's replacement was taken (epoch seconds), until the gap is told.
         self.silent_since: float | None = None
-        #: Called when the file had to be made again: the ring beside it may be gone as well.
-        self.on_remade: Callable[[], None] = lambda: None
+        #: Whether the ring is still there, and what has it made again with the next sample.
+        self.ring_in_place: Callable[[], bool] = lambda: True
+        self.remake_ring: Callable[[], None] = lambda: None
+        self._ring_told = False
         #: Called where the end mark cannot be written: gives back what was kept for it.
         self.free_room: Callable[[], None] = lambda: None
         #: Where the OOM kills are counted that bear on the kernel.
@@ -304,6 +306,7 @@ class Keeper:
 
         Until a lost part is put back, what another process writes and what is written here harm each other.
         """
+        self._look_at_ring()
         part = self._writer.lost_part()
         if not part:
             self._deleted = False
@@ -322,9 +325,20 @@ class Keeper:
             return
         self._deleted = False
         self._desk.look_again()
-        self.on_remade()
         text = f"{part} was deleted or replaced under the recorder; the session's file was put back, with all that was in it"
         self._event("store_remade", text)
+
+    def _look_at_ring(self) -> None:
+        if self.ring_in_place():
+            self._ring_told = False
+            return
+        self.remake_ring()
+        if not self._ring_told:
+            self._ring_told = True
+            text = (
+                "the ring of samples was deleted or replaced under the recorder: it is made again with the next sample"
+            )
+            self._event("ring_remade", text)
 
     def _trim(self) -> bool:
         self._look_at_files()
