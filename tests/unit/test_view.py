@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,24 @@ def test_both_views_tell_of_the_tasks_whose_records_only_the_file_keeps(session:
     gate.set()
     waiting.result(timeout=10)
     stored.close()
+
+
+def test_sessions_of_every_directory_are_seen_and_opened(
+    session: Session, view, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    elsewhere = tmp_path / "wiseflow_nb"
+    with Session(title="elsewhere", state_dir=str(elsewhere)) as other:
+        assert other.directory.parent != session.directory.parent
+    assert session.sync()
+    assert [info.session_id for info in view.sessions()] == [info.session_id for info in sessions()]
+    assert {info.session_id for info in view.sessions()} == {session.id, other.id}
+    opened = view.open(other.id)
+    assert opened.snapshot().info.title == "elsewhere"
+    back = opened.open(session.id)
+    assert back.snapshot().info.title == "conformance"
+    back.close()
+    opened.close()
 
 
 def test_the_verbs(session: Session, view) -> None:

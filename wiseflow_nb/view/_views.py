@@ -28,7 +28,7 @@ from wiseflow_nb.records import (
     valid_text,
 )
 from wiseflow_nb.store.commands import logged, send, sender, validate, wait_for_log
-from wiseflow_nb.store.finding import all_sessions
+from wiseflow_nb.store.finding import all_sessions, find_session
 from wiseflow_nb.store.paths import DATABASE_NAME, database_uri, in_memory, sessions_root
 from wiseflow_nb.store.reader import (
     MOST_REV,
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-from wiseflow_nb.store.reader import session_directory
 from wiseflow_nb.view._picture import picture
 from wiseflow_nb.view._protocol import LocalSession, SessionView
 from wiseflow_nb.view._stored import StoredFrames, alert_views
@@ -148,7 +147,7 @@ class LocalView(StoredFrames, Verbs):
 
     def open(self, session_id: str) -> SessionView:
         """A view of another session through its file; the caller closes it."""
-        return StoreView(session_directory(self._directory.parent, session_id))
+        return StoreView(find_session(self._state_dir(), session_id, self._directory.parent))
 
     def task(self, task_id: str) -> TaskRecord | None:
         """One task with everything known."""
@@ -242,7 +241,7 @@ class StoreView(StoredFrames, Verbs):
 
     def open(self, session_id: str) -> SessionView:
         """A view of another session through its file; the caller closes it."""
-        return StoreView(session_directory(self._directory.parent, session_id))
+        return StoreView(find_session(self._state_dir(), session_id, self._directory.parent))
 
     def task(self, task_id: str) -> TaskRecord | None:
         """One task with everything known."""
