@@ -33,6 +33,8 @@ EXPORTS = {
     "events": "events",
     "commands": "commands",
 }
+#: Nanoseconds since the epoch reach to the year 2262.
+LAST_MOMENT = 9.2e9
 _MOMENTS = frozenset(
     {"created_seconds", "ready_seconds", "started_seconds", "finished_seconds", "time_seconds", "resolved_seconds"}
 )
@@ -46,14 +48,21 @@ def _frame(cls: type[Any], records: Iterable[Any], index: str) -> pd.DataFrame:
     for item in fields(cls):
         values = [getattr(row, item.name) for row in rows]
         if item.name in _MOMENTS:
-            numbers = pd.Series(values, dtype="float64")
-            columns[item.name.removesuffix("_seconds")] = pd.to_datetime(numbers, unit="s", utc=True)
+            columns[item.name.removesuffix("_seconds")] = _moments(values)
         elif str(item.type) == "float":
             columns[item.name] = pd.Series(values, dtype="float64")
         else:
             plain = [value.name.lower() if isinstance(value, enum.IntEnum) else _text(value) for value in values]
             columns[item.name] = pd.Series(plain, dtype="int64" if str(item.type) == "int" else "object")
     return pd.DataFrame(columns).set_index(index)
+
+
+def _moments(values: Iterable[Any]) -> pd.Series:
+    """UTC times of seconds since the epoch; NaT for what no calendar has: whoever can write a file can write anything."""
+    import pandas as pd
+
+    numbers = [value if type(value) in (int, float) and abs(value) < LAST_MOMENT else None for value in values]
+    return pd.to_datetime(pd.Series(numbers, dtype="float64"), unit="s", utc=True)
 
 
 def _text(value: Any) -> Any:
@@ -94,8 +103,9 @@ def command_frame(rows: Iterable[Sequence[Any]]) -> pd.DataFrame:
     names = ["created", "who", "verb", "arguments", "status", "ok", "message", "finished"]
     frame = pd.DataFrame([tuple(row) for row in rows], columns=names)
     for name in ("created", "finished"):
-        frame[name] = pd.to_datetime(frame[name].astype("float64"), unit="s", utc=True)
-    frame["ok"] = frame["ok"].astype("boolean")
+        frame[name] = _moments(frame[name].tolist())
+    known = [bool(value) if type(value) in (bool, int, float) and value in (0, 1) else None for value in frame["ok"]]
+    frame["ok"] = pd.Series(known, dtype="boolean")
     return frame.set_index("created")
 
 

@@ -421,6 +421,10 @@ class Session:
         """The newest change of any task."""
         return self.tasks.rev
 
+    def dropped_task_rev(self) -> int:
+        """The last change of any task that only the file still has; 0 while there is none."""
+        return self.tasks.dropped_rev
+
     def task_records(self, since_rev: int = 0) -> tuple[TaskRecord, ...]:
         """The tasks changed after ``since_rev``."""
         return self.tasks.records(since_rev)

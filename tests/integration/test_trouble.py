@@ -223,7 +223,7 @@ def test_without_any_directory_the_record_is_kept_in_memory(tmp_path: Path, monk
     assert not Path("memory:").exists()
 
 
-@pytest.mark.parametrize("what", ["file", "log", "directory"])
+@pytest.mark.parametrize("what", ["file", "log", "index", "directory"])
 @pytest.mark.parametrize("in_process", [False, True], ids=["process", "thread"])
 def test_a_file_deleted_under_the_recorder_is_put_back(what: str, in_process: bool) -> None:
     settings = {"resource_check_interval": 0.05, "recorder_enabled": not in_process}
@@ -235,7 +235,7 @@ def test_a_file_deleted_under_the_recorder_is_put_back(what: str, in_process: bo
         if what == "directory":
             shutil.rmtree(session.directory)
         else:
-            os.unlink(session.directory / ("session.sqlite" if what == "file" else "session.sqlite-wal"))
+            os.unlink(session.directory / f"session.sqlite{ {'file': '', 'log': '-wal', 'index': '-shm'}[what] }")
         work(session)
         wait_until(lambda: "store_remade" in kinds(events))
         work(session)
@@ -268,6 +268,33 @@ def test_a_reader_follows_to_the_file_that_was_put_back() -> None:
         wait_until(lambda: view.snapshot().task_counts == {"completed": 20})
         newest = view.snapshot().sample.time_seconds
         wait_until(lambda: view.snapshot().sample.time_seconds > newest)
+        view.close()
+
+
+@pytest.mark.parametrize("in_process", [False, True], ids=["process", "thread"])
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_a_ring_deleted_alone_is_said_once_and_made_again(in_process: bool, replaced: bool) -> None:
+    settings = {"resource_check_interval": 0.05, "recorder_enabled": not in_process}
+    with Session(title="ring", **settings) as session:
+        events = heard(session)
+        wait_until(lambda: len(session.history()) > 3)
+        first = session.history().index[0]
+        view = StoreView(session.directory)
+        assert view.snapshot().sample is not None
+        ring = session.directory / "ring.bin"
+        if replaced:
+            (session.directory / "other").write_bytes(b"")
+            os.replace(session.directory / "other", ring)
+        else:
+            ring.unlink()
+        wait_until(lambda: "ring_remade" in kinds(events))
+        wait_until(lambda: ring.exists() and ring.stat().st_size > 0)
+        newest = session.now()
+        wait_until(lambda: view.snapshot().sample.time_seconds > newest)
+        wait_until(lambda: session.latest().time_seconds > newest)
+        assert session.history().index[0] == first
+        assert kinds(events).count("ring_remade") == 1
+        assert "store_remade" not in kinds(events)
         view.close()
 
 

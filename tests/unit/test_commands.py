@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wiseflow_nb.errors import CommandError, UsageError
+from wiseflow_nb.frames import command_frame, export_frame
 from wiseflow_nb.recorder._desk import CommandDesk
 from wiseflow_nb.records import CommandResult
 from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES, VERBS, logged, send, validate
 from wiseflow_nb.store.reader import StoreReader
 from wiseflow_nb.store.writer import COMMANDS_AT_ONCE, StoreWriter
 from wiseflow_nb.testing import FakeClock
+from wiseflow_nb.view import StoreView
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -263,3 +265,37 @@ def test_the_audit_is_readable_afterwards(office: Office) -> None:
     assert all(row[7] == office.clock.time() for row in rows)
     assert len(reader.commands(1)) == 1
     reader.close()
+
+
+def test_a_row_with_the_greatest_id_blocks_no_later_command(office: Office) -> None:
+    with office.outside:
+        office.outside.execute(
+            "INSERT INTO commands (id, created_seconds, who, verb, arguments) VALUES (?, ?, 'x', 'pause', '{}')",
+            (2**63 - 1, office.clock.time()),
+        )
+    office.desk.poll()
+    # What the kernel logs of its own must not fail either: all else is written with it.
+    row = {"created_seconds": 1.0, "who": "k", "verb": "pause", "arguments": "{}", "status": "done", "ok": 1}
+    office.writer.apply([("command", row), ("command", row)])
+    office.writer.commit()
+    with pytest.raises(CommandError, match="withdrawn"):
+        send(office.outside, "resume", {}, who="me", now=office.clock.time(), timeout=0.01)
+    ids = [number for (number,) in office.outside.execute("SELECT id FROM commands ORDER BY id")]
+    assert ids == [1, 2, 3, 2**63 - 1]
+
+
+@pytest.mark.parametrize("created", [float("inf"), 1e300, -1e18, b"zz", "text", 2**62])
+def test_a_row_with_a_moment_that_is_none_leaves_the_audit_readable(office: Office, created: Any) -> None:
+    office.insert("shutdown", '{"mode": "now"}', created=created)
+    office.desk.poll()
+    office.outside.execute("UPDATE commands SET ok = 1, finished_seconds = created_seconds")
+    office.outside.execute("INSERT INTO commands VALUES (9, 1.0, 'x', 'pause', '{}', 'done', x'00', x'ff', 'never')")
+    with contextlib.closing(StoreReader(office.directory)) as reader:
+        frame = command_frame(reader.commands())
+    assert len(frame) == 2
+    assert frame.index[:1].isna().all()
+    assert frame.ok.isna().tolist() == [False, True]
+    assert frame.finished.isna().all()
+    assert export_frame(frame, office.directory / "c.csv").exists()
+    with contextlib.closing(StoreView(office.directory)) as view:
+        assert view.report().to_html()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -250,3 +253,34 @@ def test_a_file_that_cannot_be_put_back_says_so(writer: StoreWriter, tmp_path: P
     assert other.execute("SELECT count(*) FROM tasks").fetchone() == (9,)
     assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     other.close()
+
+
+def insert_command(path: Path) -> None:
+    """As another process does: with locks of its own."""
+    code = (
+        "import sqlite3, sys\ndb = sqlite3.connect(sys.argv[1], timeout=5)\n"
+        "with db: db.execute(\"INSERT INTO commands (created_seconds, who, verb, arguments) VALUES (1, 'w', 'pause', '{}')\")"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=30)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an open file cannot be deleted there")
+def test_a_lost_index_of_the_log_is_seen_and_the_file_put_back(writer: StoreWriter, tmp_path: Path) -> None:
+    path = tmp_path / "session.sqlite"
+    fill(writer, 50, age=1.0)
+    (tmp_path / "session.sqlite-shm").unlink()
+    assert not writer.is_in_place()
+    assert writer.lost_part() == "session.sqlite-shm"
+    insert_command(path)
+    # Another's new index is not the one that is used here.
+    (tmp_path / "session.sqlite-shm").touch()
+    assert writer.lost_part() == "session.sqlite-shm"
+    writer.remake()
+    assert writer.is_in_place()
+    for first in range(50, 500, 50):
+        fill(writer, 50, age=1.0, first=first)
+        insert_command(path)
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert other.execute("SELECT count(*) FROM tasks").fetchone() == (500,)
+        assert other.execute("SELECT count(*) FROM commands").fetchone()[0] >= 9

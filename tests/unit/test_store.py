@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from wiseflow_nb.errors import CommandError, SessionNotFoundError, StoreError, StoreVersionError, UsageError
 from wiseflow_nb.frames import task_frame
+from wiseflow_nb.recorder._retention import prune
 from wiseflow_nb.records import Sample, SessionState, TaskRecord, TaskState, to_json_dict
 from wiseflow_nb.store.commands import VERBS, send, validate
 from wiseflow_nb.store.identity import identify, is_alive
@@ -26,6 +29,7 @@ from wiseflow_nb.store.paths import (
 from wiseflow_nb.store.reader import StoreReader, after_the_end, list_sessions, session_directory
 from wiseflow_nb.store.schema import MIGRATIONS
 from wiseflow_nb.store.writer import StoreWriter
+from wiseflow_nb.view import StoreView
 
 
 @pytest.fixture
@@ -294,3 +298,113 @@ def test_a_file_of_an_earlier_version_is_read_as_it_is(tmp_path: Path) -> None:
     (alert,) = reader.alerts()
     reader.close()
     assert (alert.message, alert.unit, alert.silenced) == ("said", "ratio", False)
+
+
+def recorded(root: Path, name: str) -> Path:
+    """The directory of a session that ended at 30."""
+    directory = root / name
+    directory.mkdir(mode=0o700)
+    writer = StoreWriter(directory / "session.sqlite")
+    for key, value in {"started_seconds": 10.0, "heartbeat": 29.0, "ended_seconds": 30.0, "title": "t"}.items():
+        writer.meta(key, value)
+    writer.meta("identity", identify().to_dict())
+    writer.close()
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("identity", "[1, 2]"),
+        ("identity", '{"host": 1}'),
+        ("identity", '{"host": "h", "boot_id": "b", "pid_namespace": "", "pid": -7, "start_seconds": 1.0}'),
+        ("identity", '{"host": "h", "boot_id": "b", "pid_namespace": "", "pid": 1e999, "start_seconds": 1.0}'),
+        ("started_seconds", '"abc"'),
+        ("started_seconds", "1e999"),
+        ("started_seconds", "9" * 400),
+        ("heartbeat", "[]"),
+        ("ended_seconds", "{}"),
+        ("title", b"\xff\xfe"),
+        ("title", "[" * 100_000),
+        ("title", "{bad"),
+        ("notice", "7"),
+        ("thresholds", '{"cpu": 1, "disk": [0.5, 0.9]}'),
+        ("pool", '{"workers": []}'),
+        ("settings", "null"),
+        ("shutdown_at", "[3]"),
+    ],
+)
+def test_a_damaged_row_of_the_meta_table_takes_neither_the_list_nor_the_view_down(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    recorded(tmp_path, "20250101-000000-aaaaaa")
+    bad = recorded(tmp_path, "20250101-000000-bbbbbb")
+    with contextlib.closing(sqlite3.connect(bad / "session.sqlite")) as db, db:
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    found = list_sessions(tmp_path, 100.0)
+    assert {info.session_id for info in found} == {"20250101-000000-aaaaaa", bad.name}
+    view = StoreView(bad)
+    snapshot = view.snapshot()
+    assert snapshot.info.session_id == bad.name
+    assert view.report().to_dict()["session"]
+    view.close()
+    prune(tmp_path, own_id="own", now=100.0, max_age=1000.0, max_bytes=10**12)
+    assert bad.is_dir()
+
+
+def test_what_is_damaged_is_named(tmp_path: Path) -> None:
+    bad = recorded(tmp_path, "20250101-000000-bbbbbb")
+    with contextlib.closing(sqlite3.connect(bad / "session.sqlite")) as db, db:
+        db.execute("UPDATE meta SET value = '[1]' WHERE key = 'identity'")
+    assert "damaged and read without: identity" in list_sessions(tmp_path, 100.0)[0].notice
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize(
+    "name", ["session.sqlite", "session.sqlite-wal", "session.sqlite-shm", "session.sqlite-journal"]
+)
+def test_a_named_pipe_is_passed_over_with_one_warning(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = recorded(tmp_path, "20250101-000000-aaaaaa")
+    bad = recorded(tmp_path, "20250101-000000-bbbbbb")
+    (bad / name).unlink(missing_ok=True)
+    os.mkfifo(bad / name)
+    for _ in range(3):
+        assert [info.session_id for info in list_sessions(tmp_path, 100.0)] == [good.name]
+    prune(tmp_path, own_id="own", now=100.0, max_age=1000.0, max_bytes=10**12)
+    assert len([record for record in caplog.records if "is not a regular file" in record.getMessage()]) == 1
+    with pytest.raises(StoreError, match="not a regular file"):
+        StoreReader(bad)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_neither_the_ring_nor_the_writer_waits_for_a_named_pipe(tmp_path: Path) -> None:
+    directory = recorded(tmp_path, "20250101-000000-aaaaaa")
+    os.mkfifo(directory / "ring.bin")
+    assert StoreView(directory).snapshot().sample is None
+    os.mkfifo(tmp_path / "session.sqlite")
+    with pytest.raises(StoreError, match="not a regular file"):
+        StoreWriter(tmp_path / "session.sqlite")
+
+
+def test_a_session_that_is_still_being_made_is_neither_listed_nor_pruned(tmp_path: Path) -> None:
+    directory = tmp_path / "20250101-000000-cccccc"
+    directory.mkdir(mode=0o700)
+    StoreWriter(directory / "session.sqlite").close()
+    assert list_sessions(tmp_path, time.time()) == []
+    prune(tmp_path, own_id="own", now=time.time(), max_age=60.0, max_bytes=10**12)
+    assert directory.is_dir()
+
+
+def test_a_reader_of_a_bad_file_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "20250101-000000-dddddd"
+    directory.mkdir(mode=0o700)
+    (directory / "session.sqlite").write_bytes(b"none" * 1000)
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: opened.append(connect(*args, **more)) or opened[-1])
+    with pytest.raises(StoreError):
+        StoreReader(directory)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")

@@ -6,11 +6,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from wiseflow_nb.errors import SessionNotFoundError, UsageError
-from wiseflow_nb.records import AlertState, AlertTransition, CellRecord, Sample, SessionState, Severity
+from wiseflow_nb.records import AlertState, AlertTransition, CellRecord, Sample, SessionState, Severity, TaskState
 from wiseflow_nb.session import Session, current_session, open_session, sessions, start_default
 from wiseflow_nb.view import StoreView, alert_views, default_view
 
@@ -58,6 +59,49 @@ def test_only_what_changed_comes_again(session: Session, view) -> None:
     session.tasks.options(name="second").submit(int).result(timeout=10)
     wait_until(lambda: view.snapshot().task_counts.get("completed") == 2)
     assert [task.name for task in view.snapshot(before.rev).tasks] == ["second"]
+
+
+def test_both_views_tell_of_the_tasks_whose_records_only_the_file_keeps(session: Session) -> None:
+    session.tasks._scheduler.ledger._kept = 5
+    gate = threading.Event()
+    waiting = session.tasks.options(name="old").submit(gate.wait)
+    wait_until(lambda: waiting.state is TaskState.RUNNING)
+    for number in range(30):
+        session.tasks.options(name=f"n{number}").submit(int).result(timeout=10)
+    assert session.sync()
+    local, stored = session.view, StoreView(session.directory)
+    assert len(session.task_records()) == 6
+    assert local.snapshot().task_counts == stored.snapshot().task_counts == {"completed": 30, "running": 1}
+    assert local.snapshot().tasks == stored.snapshot().tasks
+    assert local.task("t2") == stored.task("t2") is not None
+    assert local.task("nobody") is None
+    assert local.task_history().equals(stored.task_history())
+    assert len(local.task_history()) == 31
+    assert local.task_records() == stored.task_records()
+    for until in (None, 90, 60, 20, 3, 1):
+        for limit in (1, 4, 7, 29, 100):
+            assert local.task_records(until_rev=until, limit=limit) == stored.task_records(until_rev=until, limit=limit)
+    gate.set()
+    waiting.result(timeout=10)
+    stored.close()
+
+
+def test_sessions_of_every_directory_are_seen_and_opened(
+    session: Session, view, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    elsewhere = tmp_path / "wiseflow_nb"
+    with Session(title="elsewhere", state_dir=str(elsewhere)) as other:
+        assert other.directory.parent != session.directory.parent
+    assert session.sync()
+    assert [info.session_id for info in view.sessions()] == [info.session_id for info in sessions()]
+    assert {info.session_id for info in view.sessions()} == {session.id, other.id}
+    opened = view.open(other.id)
+    assert opened.snapshot().info.title == "elsewhere"
+    back = opened.open(session.id)
+    assert back.snapshot().info.title == "conformance"
+    back.close()
+    opened.close()
 
 
 def test_the_verbs(session: Session, view) -> None:

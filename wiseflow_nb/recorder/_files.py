@@ -39,10 +39,12 @@ class KeptRing:
         if resume:
             with contextlib.suppress(OSError, ValueError):
                 self._ring = RingWriter.resume(str(path))
+                self._inode = self._look()
                 newest = self._ring.newest()
                 self.resumed_at = None if newest is None else newest[0]
                 return
         self._ring = RingWriter(str(path))
+        self._inode = self._look()
 
     def left_after(self, seconds: float) -> list[Sample]:
         """The samples later than a moment (monotonic seconds) that another recorder left in it, oldest first."""
@@ -55,12 +57,24 @@ class KeptRing:
             self._remake = False
             # Without room for a new one the deleted one goes on: who has it open still reads it.
             with contextlib.suppress(OSError):
-                if not self._path.exists():
+                if not self.is_in_place():
                     new = f"{self._path}.new"
                     self._ring = self._ring.copied_to(new)
                     # Whole when it is seen.
                     os.replace(new, self._path)
+                    self._inode = self._look()
         self._ring.append(sample)
+
+    def is_in_place(self) -> bool:
+        """Whether the file that is written still is the one at its path; from any thread."""
+        return in_memory(self._path) or os.name != "posix" or self._look() == self._inode
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            status = os.lstat(self._path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def remake_soon(self) -> None:
         """With the next sample, look whether the file is there, and make it again if not; from any thread."""
@@ -82,7 +96,11 @@ class LastRoom:
         if self._path is None:
             return
         with contextlib.suppress(OSError):
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            fd = os.open(
+                self._path,
+                os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0),
+                0o600,
+            )
             try:
                 if hasattr(os, "fchmod"):
                     os.fchmod(fd, 0o600)

@@ -65,11 +65,13 @@ class Keeper:
         self._failing = False
         self._end_reason: str | None = None
         self._shift = clock.time() - clock.monotonic()
-        self._deleted = False
+        self._deleted, self._remake_at = False, 0.0
         #: When the sample before a recorder's replacement was taken (epoch seconds), until the gap is told.
         self.silent_since: float | None = None
-        #: Called when the file had to be made again: the ring beside it may be gone as well.
-        self.on_remade: Callable[[], None] = lambda: None
+        #: Whether the ring is still there, and what has it made again with the next sample.
+        self.ring_in_place: Callable[[], bool] = lambda: True
+        self.remake_ring: Callable[[], None] = lambda: None
+        self._ring_told = False
         #: Called where the end mark cannot be written: gives back what was kept for it.
         self.free_room: Callable[[], None] = lambda: None
         #: Where the OOM kills are counted that bear on the kernel.
@@ -112,7 +114,7 @@ class Keeper:
             now = clock.monotonic()
             if now >= due["heartbeat"]:
                 due["heartbeat"] = now + HEARTBEAT_SECONDS
-                self._look_around()
+                self._look_at_clock()
                 self._tell_kill_files()
                 self._local.append(lambda: self._writer.meta("heartbeat", clock.time()))
             if now >= due["block"]:
@@ -147,7 +149,7 @@ class Keeper:
     def finish(self, crashed: bool) -> None:
         """Take what the sampler still said, write the end mark, commit."""
         self._drain(0.0)
-        self._look_around()
+        self._look_at_clock()
         now = self._clock.time()
         self._local.append(lambda: self._writer.resolve_alerts(now))
         self._local.append(self._writer.close_tiers)
@@ -229,6 +231,7 @@ class Keeper:
     def _flush(self) -> bool:
         """Write and commit what waits; on failure keep it, say so once, and return False."""
         writer = self._writer
+        self._look_at_files()
         try:
             if writer.full_blocks:
                 writer.write_blocks(partial=False)
@@ -272,6 +275,7 @@ class Keeper:
             del waiting[:over]
 
     def _poll_commands(self) -> None:
+        self._look_at_files()
         try:
             self._desk.poll()
         except sqlite3.Error as error:
@@ -286,8 +290,8 @@ class Keeper:
             self._kill_files = paths
             self._local.append(lambda: self._writer.meta("kill_files", list(paths)))
 
-    def _look_around(self) -> None:
-        """Whether the file is still there and the clock still runs on; each is told once."""
+    def _look_at_clock(self) -> None:
+        """Whether the clock still runs on; it is told once."""
         shift = self._clock.time() - self._clock.monotonic()
         if shift < self._shift - SET_BACK_SECONDS:
             seconds = self._shift - shift
@@ -296,24 +300,48 @@ class Keeper:
             )
             self._event("clock_set_back", text, seconds=seconds)
         self._shift = shift
-        if self._writer.is_in_place():
+
+    def _look_at_files(self) -> None:
+        """Whether the file is still there, whole: asked before each write, and many times a second.
+
+        Until a lost part is put back, what another process writes and what is written here harm each other.
+        """
+        self._look_at_ring()
+        part = self._writer.lost_part()
+        if not part:
             self._deleted = False
+            return
+        now = self._clock.monotonic()
+        if self._deleted and now < self._remake_at:
             return
         try:
             self._writer.remake()
         except StoreError as error:
+            self._remake_at = now + HEARTBEAT_SECONDS
             if not self._deleted:
                 self._deleted = True
-                text = f"the session's file was deleted and what is recorded cannot be read by others: {error}"
+                text = f"{part} was deleted or replaced and what is recorded cannot be read by others: {error}"
                 self._event("store_deleted", text)
             return
         self._deleted = False
         self._desk.look_again()
-        self.on_remade()
-        text = "the session's file was deleted under the recorder and put back, with all that was in it"
+        text = f"{part} was deleted or replaced under the recorder; the session's file was put back, with all that was in it"
         self._event("store_remade", text)
 
+    def _look_at_ring(self) -> None:
+        if self.ring_in_place():
+            self._ring_told = False
+            return
+        self.remake_ring()
+        if not self._ring_told:
+            self._ring_told = True
+            text = (
+                "the ring of samples was deleted or replaced under the recorder: it is made again with the next sample"
+            )
+            self._event("ring_remade", text)
+
     def _trim(self) -> bool:
+        self._look_at_files()
         try:
             return not self._failing and self._trimmer.step(self._writer.connection, self._clock.time())
         except sqlite3.Error as error:

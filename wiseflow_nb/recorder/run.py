@@ -75,7 +75,8 @@ def run(
     )
     keeper.sampler = sampler
     keeper.silent_since = ring.resumed_at
-    keeper.on_remade = ring.remake_soon
+    keeper.ring_in_place = ring.is_in_place
+    keeper.remake_ring = ring.remake_soon
     keeper.free_room = room.release
     keeper.kill_files = lambda: probe.kill_files
     _write_start(writer, config, probe, clock)

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import mmap
 import os
+import stat
 import struct
 import weakref
 from collections.abc import Sequence
@@ -184,7 +185,9 @@ class RingReader:
             self._map = _memory_ring(path)
             self._columns, self.capacity = _layout(self._map[:HEADER_BYTES], path)
         else:
-            with open(path, "rb") as stream:
+            with open(path, "rb", opener=_without_waiting) as stream:
+                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                    raise ValueError(f"{path} is not a regular file")
                 self._columns, self.capacity = _layout(stream.read(HEADER_BYTES), path)
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
                 status = os.fstat(stream.fileno())
@@ -249,6 +252,11 @@ class RingReader:
         # A copy under way in another thread still needs the map; it goes with the last user.
         with contextlib.suppress(BufferError):
             self._map.close()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # A named pipe would be waited for.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _memory_ring(path: str) -> mmap.mmap:

@@ -12,10 +12,12 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from wiseflow_nb.errors import CommandError, UsageError
 from wiseflow_nb.records import CommandResult, Priority
+from wiseflow_nb.store.schema import NEXT_COMMAND
 
 MAX_ARGUMENT_BYTES = 64 * 1024
 #: A command that nobody took for so long is refused: its sender has given up.
@@ -149,7 +151,7 @@ def send(
     """
     checked = validate(verb, arguments)
     cursor = connection.execute(
-        "INSERT INTO commands (created_seconds, who, verb, arguments) VALUES (?, ?, ?, ?)",
+        f"INSERT INTO commands (id, created_seconds, who, verb, arguments) VALUES ({NEXT_COMMAND}, ?, ?, ?, ?)",
         (now, who[:256], verb, json.dumps(checked)),
     )
     number = cursor.lastrowid
@@ -168,6 +170,24 @@ def send(
     ).rowcount
     what = "was withdrawn" if withdrawn else "was taken but not answered"
     raise CommandError(f"the session did not answer {verb!r} within {timeout:g} s; the command {what}")
+
+
+def wait_for_log(path: Path, timeout: float, poll: float = 0.02) -> None:
+    """Wait until the log of a session's file and its index are there, as they are while it is recorded.
+
+    Where one was deleted the recorder puts the file back. To write before that would be to make an index in
+    which the recorder's locks are not seen.
+
+    Raises
+    ------
+    CommandError
+        If they were not put back within ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not all(os.path.exists(f"{path}{end}") for end in ("-wal", "-shm")):
+        if time.monotonic() >= deadline:
+            raise CommandError(f"the log of {path} is gone and was not put back: nothing was asked; try again")
+        time.sleep(poll)
 
 
 def sender() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import psutil
 
@@ -26,6 +27,23 @@ class Identity:
 
     def to_dict(self) -> dict[str, str | int | float]:
         return asdict(self)
+
+    @classmethod
+    def read(cls, value: Any) -> Identity | None:
+        """Return the identity that ``to_dict`` gave, or None where the value is none."""
+        if not isinstance(value, dict):
+            return None
+        host, boot_id, namespace = (value.get(name) for name in ("host", "boot_id", "pid_namespace"))
+        pid, started, ticks = value.get("pid"), value.get("start_seconds"), value.get("start_ticks", 0)
+        if not (isinstance(host, str) and isinstance(boot_id, str) and isinstance(namespace, str)):
+            return None
+        if isinstance(pid, bool) or isinstance(ticks, bool):
+            return None
+        if not isinstance(pid, int) or not 0 < pid < 2**31 or not isinstance(ticks, int):
+            return None
+        if not isinstance(started, (int, float)) or isinstance(started, bool) or not abs(started) < 1e15:
+            return None
+        return cls(host, boot_id, namespace, pid, float(started), ticks)
 
 
 def identify(pid: int | None = None) -> Identity:

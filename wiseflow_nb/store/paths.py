@@ -206,6 +206,13 @@ def check_owned(path: Path) -> None:
         raise StoreError(f"{path} belongs to user {status.st_uid}; remove it, or {_REMEDY}")
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what ``check_owned`` refuses, and what is no regular file: to open a named pipe would be to wait."""
+    check_owned(path)
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise StoreError(f"{path} is not a regular file; remove it")
+
+
 def check_links(path: Path) -> None:
     """Refuse a path that leads over a symbolic link which is neither the user's own nor the system's."""
     if os.name != "posix":

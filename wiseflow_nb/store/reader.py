@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import logging
 import math
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +28,10 @@ from wiseflow_nb.records import (
     TaskRecord,
     TaskState,
     from_json_dict,
+    valid_text,
 )
 from wiseflow_nb.store.identity import Identity, is_alive
-from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, database_uri, in_memory, valid_session_id
+from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, check_regular, database_uri, in_memory, valid_session_id
 from wiseflow_nb.store.schema import (
     ALERT_COLUMNS,
     CELL_COLUMNS,
@@ -42,6 +46,7 @@ from wiseflow_nb.store.schema import (
 if TYPE_CHECKING:
     import numpy as np
 
+logger = logging.getLogger("wiseflow_nb.store")
 #: Where the process cannot be seen (another host or namespace), this long without a heartbeat means crashed.
 HEARTBEAT_LOST_SECONDS = 15.0
 KEPT_ALERTS = 1000
@@ -74,7 +79,10 @@ class StoreReader:
         try:
             if not in_memory(directory):
                 check_owned(directory)
-                check_owned(self.path)
+                check_regular(self.path)
+                for end in ("-wal", "-shm", "-journal"):
+                    with contextlib.suppress(FileNotFoundError):
+                        check_regular(Path(f"{self.path}{end}"))
                 self._inode = self.inode()
             self._db = sqlite3.connect(
                 database_uri(self.path, "ro"),
@@ -83,13 +91,17 @@ class StoreReader:
                 check_same_thread=False,
                 timeout=2.0,
             )
-            #: An ended session's file stays as the version that wrote it left it.
-            self._version = check_version(self._db, str(self.path))
+            try:
+                #: An ended session's file stays as the version that wrote it left it.
+                self._version = check_version(self._db, str(self.path))
+            except BaseException:
+                self._db.close()
+                raise
         except FileNotFoundError:
             raise SessionNotFoundError(
                 f"there is no session {directory.name!r}; `wiseflow sessions` lists those there are"
             ) from None
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self.path} cannot be read: {error}") from error
 
     def inode(self) -> tuple[int, int] | None:
@@ -110,8 +122,10 @@ class StoreReader:
             return self._db.execute(statement, arguments).fetchall()
 
     def meta(self) -> dict[str, Any]:
-        """Everything in the meta table."""
-        return {key: json.loads(value) for key, value in self.query("SELECT key, value FROM meta")}
+        """Everything in the meta table that can be read."""
+        # As bytes: whoever can write the table can also write text that is none.
+        rows = self.query("SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM meta")
+        return meta_from(rows)
 
     def info(self, now: float) -> SessionInfo:
         """Who the session is and whether it is live, ended or crashed at ``now`` (epoch seconds)."""
@@ -338,32 +352,74 @@ def _record(cls: type[Any], columns: Sequence[str], row: Sequence[Any]) -> Any:
     return from_json_dict(cls, values)
 
 
+#: The keys of the meta table whose values are objects.
+_OBJECTS = frozenset({"identity", "settings", "thresholds", "pool"})
+#: Moments outside of these years are damage, and no calendar has them.
+_LAST_MOMENT = 9.2e9
+
+
+def meta_from(rows: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """The meta table as values by key; what is damaged is left out, its keys under ``damaged``."""
+    found: dict[str, Any] = {}
+    damaged: list[str] = []
+    for key_bytes, text in rows:
+        key = bytes(key_bytes or b"").decode("utf-8", "replace")
+        try:
+            value = json.loads(text)
+        except (ValueError, TypeError, RecursionError):
+            damaged.append(key)
+            continue
+        if (key in _OBJECTS and not isinstance(value, dict)) or (key == "identity" and Identity.read(value) is None):
+            damaged.append(key)
+        elif key == "thresholds":
+            found[key] = {name: pair for name, pair in value.items() if _is_pair(pair)}
+        else:
+            found[key] = value
+    return found | {"damaged": damaged} if damaged else found
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(item) in (int, float) for item in value)
+
+
+def moment_from(value: Any) -> float:
+    """A number of seconds since the epoch as a float; NaN where it is no moment of a calendar."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LAST_MOMENT:
+        return NAN
+    return float(value)
+
+
 def info_from_meta(meta: dict[str, Any], directory: Path, now: float) -> SessionInfo:
-    """Return the session's info: its end mark first, then its process, then its heartbeat."""
-    last_seen = float(meta.get("heartbeat") or NAN)
-    ended = float(meta.get("ended_seconds") or NAN)
+    """Return the session's info: its end mark first, then its process, then its heartbeat.
+
+    What is no text, number or identity where one is meant reads as not there, and ``notice`` says so.
+    """
+    last_seen, ended = moment_from(meta.get("heartbeat")), moment_from(meta.get("ended_seconds"))
+    identity = Identity.read(meta.get("identity"))
     state = SessionState.LIVE
     if ended == ended:
         state = SessionState.CRASHED if meta.get("crashed") else SessionState.ENDED
     else:
-        alive = is_alive(Identity(**meta["identity"])) if "identity" in meta else None
+        alive = None if identity is None else is_alive(identity)
         if alive is None:
             alive = now - last_seen < HEARTBEAT_LOST_SECONDS
         if not alive:
             state, ended = SessionState.CRASHED, last_seen
-    identity = meta.get("identity", {})
+    notices = [str(meta.get("notice") or "")]
+    if "damaged" in meta:
+        notices.append(f"its record is damaged and read without: {', '.join(map(str, meta['damaged'][:5]))}")
     return SessionInfo(
         session_id=directory.name,
         state=state,
-        title=str(meta.get("title", "")),
-        host=str(identity.get("host", "")),
-        pid=int(identity.get("pid", 0)),
-        started_seconds=float(meta.get("started_seconds") or NAN),
+        title=valid_text(str(meta.get("title", ""))),
+        host=identity.host if identity is not None else "",
+        pid=identity.pid if identity is not None else 0,
+        started_seconds=moment_from(meta.get("started_seconds")),
         ended_seconds=ended,
         last_seen_seconds=last_seen,
         limit_source=str(meta.get("limit_source", "")),
         path=str(directory),
-        notice=str(meta.get("notice") or ""),
+        notice="; ".join(filter(None, notices)),
     )
 
 
@@ -400,19 +456,36 @@ def session_directory(root: Path, session_id: str) -> Path:
 
 
 def list_sessions(root: Path, now: float) -> list[SessionInfo]:
-    """Every readable session below ``root``: live ones first, newest first."""
+    """Every readable session below ``root``: live ones first, newest first.
+
+    What is in the way (a damaged file, a named pipe, a file of somebody else) is passed over with one warning.
+    """
     found: list[SessionInfo] = []
     for directory in sorted(root.iterdir(), reverse=True) if root.is_dir() else []:
         if not valid_session_id(directory.name):
             continue
         try:
-            reader = StoreReader(directory)
-        except StoreError:
+            with contextlib.closing(StoreReader(directory)) as reader:
+                info = reader.info(now)
+        except SessionNotFoundError:
             continue
-        try:
-            found.append(reader.info(now))
-        except (sqlite3.Error, ValueError, TypeError, KeyError):
+        except (StoreError, OSError) as error:
+            _warn_once(str(directory), str(error))
+            continue
+        except sqlite3.Error:
             continue  # a file still being made, or damaged: not a session yet
-        finally:
-            reader.close()
-    return sorted(found, key=lambda info: (info.state is not SessionState.LIVE, -info.started_seconds))
+        if any(moment == moment for moment in (info.started_seconds, info.last_seen_seconds, info.ended_seconds)):
+            found.append(info)
+    return sorted(found, key=live_and_newest_first)
+
+
+def live_and_newest_first(info: SessionInfo) -> tuple[bool, float]:
+    """By what lists of sessions are sorted."""
+    # One whose start cannot be read is the oldest: NaN would leave all in any order.
+    started = info.started_seconds
+    return info.state is not SessionState.LIVE, -started if started == started else math.inf
+
+
+@functools.cache
+def _warn_once(directory: str, why: str) -> None:
+    logger.warning("%s is passed over: %s", directory, why)

@@ -16,6 +16,13 @@ ALERT_COLUMNS = tuple(item.name for item in fields(AlertTransition))
 EVENT_COLUMNS = tuple(item.name for item in fields(EventRecord))
 COMMAND_COLUMNS = ("created_seconds", "who", "verb", "arguments", "status", "ok", "message", "finished_seconds")
 
+#: The id of the next command, not left to SQLite: a row with the greatest id there is would be the last one.
+_MOST_COMMANDS = 2**53
+NEXT_COMMAND = (
+    f"(SELECT 1 + max(coalesce((SELECT max(id) FROM commands WHERE id < {_MOST_COMMANDS}), 0), "
+    f"coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'commands' AND seq < {_MOST_COMMANDS}), 0)))"
+)
+
 #: To be written into a question word for word: by it SQLite knows that the index has all that is asked for.
 UNFINISHED = f"state IN ({', '.join(repr(state.value) for state in TaskState if not state.terminal)})"
 

@@ -15,11 +15,12 @@ from wiseflow_nb.errors import StoreError
 from wiseflow_nb.records import TIER_RETENTION_SECONDS, AlertTransition, Sample, to_json_dict, valid, valid_text
 from wiseflow_nb.store._samples import SampleWriter
 from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES
-from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, database_uri, in_memory, private_directory
+from wiseflow_nb.store.paths import DATABASE_NAME, check_regular, database_uri, in_memory, private_directory
 from wiseflow_nb.store.schema import (
     ALERT_COLUMNS,
     CELL_COLUMNS,
     COMMAND_COLUMNS,
+    NEXT_COMMAND,
     TASK_COLUMNS,
     TRANSITION_COLUMNS,
     check_version,
@@ -55,7 +56,11 @@ _STATEMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "meta": (_upsert("meta", ("key", "value")), ("key", "value")),
     # A verb that was used in the kernel itself, for the record.
-    "command": (_upsert("commands", COMMAND_COLUMNS), COMMAND_COLUMNS),
+    "command": (
+        f"INSERT OR REPLACE INTO commands (id, {', '.join(COMMAND_COLUMNS)}) "
+        f"VALUES ({NEXT_COMMAND}, {', '.join('?' * len(COMMAND_COLUMNS))})",
+        COMMAND_COLUMNS,
+    ),
     # Of an alert that is judged in the kernel; a second mark keeps what the first one said.
     "mark": (
         "INSERT INTO alert_marks (alert_id, acknowledged, silenced_until) VALUES (?, ?, ?) ON CONFLICT (alert_id) "
@@ -87,10 +92,14 @@ def bindable(value: Any) -> Any:
 
 def _own_file(path: Path) -> None:
     """Make a file (0600 whatever the umask), or check that the one there is this user's."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
-    os.close(fd)
-    check_owned(path)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    os.close(os.open(path, flags, 0o600))
+    check_regular(path)
     os.chmod(path, 0o600)
+
+
+def _parts(path: Path) -> tuple[Path, ...]:
+    return path, Path(f"{path}-wal"), Path(f"{path}-shm")
 
 
 def _inode(path: Path) -> tuple[int, int]:
@@ -150,7 +159,7 @@ class StoreWriter:
                 # Often and little: copying the log back is the longest pause that this thread has.
                 db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
                 migrate(db, str(path))
-                self._inode = None if in_memory(path) else _inode(path)
+                self._inodes = {} if in_memory(path) else {part: _inode(part) for part in _parts(path) if part.exists()}
             except BaseException:
                 db.close()
                 raise
@@ -158,15 +167,25 @@ class StoreWriter:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{path} cannot be opened for recording: {error}") from error
 
+    def lost_part(self) -> str:
+        """The name of a file of the three (database, log, index of the log) that is not the one written any more.
+
+        Each matters: a process that opens the file where the index was deleted makes a new one, in which it
+        does not see this one's locks, and both would write over each other. Empty where all are in place.
+        """
+        if os.name != "posix":
+            return ""  # an open file cannot be deleted
+        for part, inode in self._inodes.items():
+            try:
+                if _inode(part) != inode:
+                    return part.name
+            except OSError:
+                return part.name
+        return ""
+
     def is_in_place(self) -> bool:
-        """Whether the file that is written still is the one at its path, with its log beside it."""
-        if self._inode is None or os.name != "posix":
-            return True  # in memory; or an open file cannot be deleted
-        try:
-            os.stat(f"{self.path}-wal")
-            return _inode(self.path) == self._inode
-        except OSError:
-            return False
+        """Whether the file that is written still is the one at its path, with its log and the log's index beside it."""
+        return not self.lost_part()
 
     def remake(self) -> None:
         """Put a deleted file back, whole: the open one still holds everything. Gives up an open transaction.

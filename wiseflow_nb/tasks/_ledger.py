@@ -46,6 +46,9 @@ class Ledger:
         self._changes: list[Job] = []
         self._tidy_at = 4096
         self._counts = [0] * len(STATES)
+        #: Of the tasks whose records are no longer kept: how many ended in which state, and their last change.
+        self._dropped_counts = [0] * len(STATES)
+        self.dropped_rev = 0
         self.jobs: dict[str, Job] = {}
         self.rev = 0
         # Changes without a transition: a revision is the number of a transition but for these.
@@ -57,6 +60,11 @@ class Ledger:
     def counts(self) -> dict[TaskState, int]:
         """How many tasks are in each state."""
         return dict(zip(STATES, self._counts, strict=True))
+
+    @property
+    def counts_over_all(self) -> dict[TaskState, int]:
+        """How many tasks are or ended in each state, those that are no longer kept included."""
+        return {state: a + b for state, a, b in zip(STATES, self._counts, self._dropped_counts, strict=True)}
 
     @property
     def running(self) -> int:
@@ -164,6 +172,8 @@ class Ledger:
         del self.jobs[job.task_id]
         job.dropped = True
         self._counts[job.code] -= 1
+        self._dropped_counts[job.code] += 1
+        self.dropped_rev = max(self.dropped_rev, job.rev)
 
 
 def with_records(on_change: OnChange, on_move: OnMove | None) -> OnMove:

@@ -407,9 +407,14 @@ class TaskManager:
             return self._scheduler.ledger.since(since_rev)
 
     def counts(self) -> dict[str, int]:
-        """How many tasks are in each state, every state named."""
+        """How many tasks are in each state, every state named; the records of the oldest may not be kept any more."""
         with self._scheduler.lock:
-            return {state.value: count for state, count in self._scheduler.ledger.counts.items()}
+            return {state.value: count for state, count in self._scheduler.ledger.counts_over_all.items()}
+
+    @property
+    def dropped_rev(self) -> int:
+        """The last change of any task whose record is no longer kept; 0 while all are."""
+        return self._scheduler.ledger.dropped_rev
 
     def get(self, task_id: str) -> TaskRecord | None:
         """The record of a task, or None."""

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wiseflow_nb.errors import WiseflowError
+from wiseflow_nb.config import load_settings
+from wiseflow_nb.errors import ConfigurationError, WiseflowError
 from wiseflow_nb.frames import alert_frame, cell_frame, command_frame, event_frame, span_frame
 from wiseflow_nb.records import (
     SAMPLE_COLUMNS,
@@ -25,12 +26,12 @@ from wiseflow_nb.records import (
 from wiseflow_nb.report import Telling
 from wiseflow_nb.resources._container import count_kills
 from wiseflow_nb.resources._ring import RingReader
+from wiseflow_nb.store.finding import all_sessions
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import RING_NAME
 from wiseflow_nb.store.reader import (
     StoreReader,
     fit_columns,
-    list_sessions,
     thresholds_from,
 )
 
@@ -177,7 +178,15 @@ class StoredFrames(Telling):
 
     def sessions(self) -> list[SessionInfo]:
         """Every session of this user, live ones first, newest first."""
-        return list_sessions(self._directory.parent, time.time())
+        return all_sessions(self._state_dir(), time.time(), self._directory.parent)
+
+    @staticmethod
+    def _state_dir() -> str:
+        """The setting in force, as ``wiseflow_nb.sessions()`` has it; where it cannot be read, the usual places."""
+        try:
+            return load_settings().state_dir
+        except ConfigurationError:
+            return ""
 
     def close(self) -> None:
         """Close the file and the ring."""

@@ -7,7 +7,7 @@ import functools
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
 from wiseflow_nb.frames import task_frame
 from wiseflow_nb.records import (
-    NAN,
     CommandResult,
     PoolStatus,
     SessionInfo,
@@ -28,14 +27,15 @@ from wiseflow_nb.records import (
     valid_record,
     valid_text,
 )
-from wiseflow_nb.store.commands import logged, send, sender, validate
-from wiseflow_nb.store.finding import all_sessions
-from wiseflow_nb.store.paths import DATABASE_NAME, database_uri, sessions_root
+from wiseflow_nb.store.commands import logged, send, sender, validate, wait_for_log
+from wiseflow_nb.store.finding import all_sessions, find_session
+from wiseflow_nb.store.paths import DATABASE_NAME, database_uri, in_memory, sessions_root
 from wiseflow_nb.store.reader import (
     MOST_REV,
     after_the_end,
     counts_after_the_end,
     info_from_meta,
+    moment_from,
     thresholds_from,
 )
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-from wiseflow_nb.store.reader import session_directory
 from wiseflow_nb.view._picture import picture
 from wiseflow_nb.view._protocol import LocalSession, SessionView
 from wiseflow_nb.view._stored import StoredFrames, alert_views
@@ -54,10 +53,13 @@ CHANGES_A_TASK = 3
 
 
 class LocalTasks:
-    """The tasks of the session in this process, as ``TaskSource`` wants them, for one look; their texts as the file has them."""
+    """The tasks of the session in this process, as ``TaskSource`` wants them, for one look; their texts as the file has them.
 
-    def __init__(self, session: LocalSession) -> None:
-        self._session = session
+    ``stored(limit, until_rev)`` gives those of its file, where the manager keeps the records of the newest only.
+    """
+
+    def __init__(self, session: LocalSession, stored: Callable[[int, int], Sequence[TaskRecord]]) -> None:
+        self._session, self._stored = session, stored
 
     def changed_tasks(self, since_rev: int, limit: int) -> Sequence[TaskRecord]:
         """Oldest change first."""
@@ -73,8 +75,22 @@ class LocalTasks:
             since = max(until - span, 0)
             found = [task for task in reversed(self._session.task_records(since)) if task.rev <= until]
             if limit is None or len(found) >= limit or not since:
-                return [valid_record(task) for task in found[:limit]]
+                return self._with_dropped([valid_record(task) for task in found[:limit]], limit, until)
             span *= 4
+
+    def _with_dropped(self, found: list[TaskRecord], limit: int | None, until: int) -> list[TaskRecord]:
+        """What the manager has from a revision down, with those among them that only the file still has."""
+        dropped = self._session.dropped_task_rev()
+        if not dropped or (limit is not None and len(found) >= limit and found[-1].rev > dropped):
+            return found
+        most = MOST_REV if limit is None else limit + len(found)
+        while True:
+            rows = self._stored(most, min(until, dropped))
+            # One that is still kept may have changed since it was written.
+            gone = [task for task in rows if self._session.task_record(task.task_id) is None]
+            if limit is None or len(gone) >= limit or len(rows) < most:
+                return sorted([*found, *gone], key=lambda task: -task.rev)[:limit]
+            most *= 2
 
     def unfinished_tasks(self, state: TaskState, limit: int, until_rev: int) -> Sequence[TaskRecord]:
         """Newest change first."""
@@ -101,7 +117,7 @@ class LocalView(StoredFrames, Verbs):
         """All that is drawn; see ``SessionView.snapshot``."""
         session = self._session
         rev = session.task_rev()
-        shown = picture(LocalTasks(session), since_rev)
+        shown = picture(LocalTasks(session, self._stored_tasks), since_rev)
         return Snapshot(
             info=session.info,
             time_seconds=session.now(),
@@ -123,20 +139,27 @@ class LocalView(StoredFrames, Verbs):
 
     def task_records(self, *, until_rev: int | None = None, limit: int | None = None) -> tuple[TaskRecord, ...]:
         """The tasks, the newest change first; see ``SessionView.task_records``."""
-        return tuple(LocalTasks(self._session).newest_tasks(limit, until_rev))
+        return tuple(LocalTasks(self._session, self._stored_tasks).newest_tasks(limit, until_rev))
+
+    def _stored_tasks(self, limit: int, until_rev: int) -> Sequence[TaskRecord]:
+        self._barrier()
+        return self._store().newest_tasks(limit, until_rev)
 
     def open(self, session_id: str) -> SessionView:
         """A view of another session through its file; the caller closes it."""
-        return StoreView(session_directory(self._directory.parent, session_id))
+        return StoreView(find_session(self._state_dir(), session_id, self._directory.parent))
 
     def task(self, task_id: str) -> TaskRecord | None:
         """One task with everything known."""
         task = self._session.task_record(task_id)
+        if task is None and self._session.dropped_task_rev():
+            self._barrier()
+            return self._store().task(task_id)
         return None if task is None else valid_record(task)
 
     def task_history(self) -> pd.DataFrame:
         """Every task: one row each, indexed by its id."""
-        return task_frame(map(valid_record, self._session.task_records(0)))
+        return task_frame(reversed(self.task_records()))
 
     def watch(self, seconds: float = 10.0) -> None:
         """Hold the sampling at the busy interval for so long."""
@@ -198,13 +221,13 @@ class StoreView(StoredFrames, Verbs):
             sample=self._latest(),
             tasks=tasks,
             task_counts=counts,
-            pool=from_json_dict(PoolStatus, meta.get("pool", {})),
+            pool=_pool_status(meta.get("pool", {})),
             alerts=alert_views(store.alerts(), store.acknowledged()),
             cells=tuple(store.cells(SHOWN_CELLS)),
             settings=dict(meta.get("settings", {})),
             thresholds=thresholds_from(meta),
             paused=bool(meta.get("paused", False)),
-            shutdown_at_seconds=float(meta.get("shutdown_at") or NAN),
+            shutdown_at_seconds=moment_from(meta.get("shutdown_at")),
             hold_reason=str(meta.get("hold_reason") or ""),
             reset=shown.reset,
             older_rev=shown.older_rev,
@@ -218,7 +241,7 @@ class StoreView(StoredFrames, Verbs):
 
     def open(self, session_id: str) -> SessionView:
         """A view of another session through its file; the caller closes it."""
-        return StoreView(session_directory(self._directory.parent, session_id))
+        return StoreView(find_session(self._state_dir(), session_id, self._directory.parent))
 
     def task(self, task_id: str) -> TaskRecord | None:
         """One task with everything known."""
@@ -244,12 +267,22 @@ class StoreView(StoredFrames, Verbs):
         if state is not SessionState.LIVE:
             return CommandResult(False, f"the session has {state}: it takes no commands any more")
         try:
-            uri = database_uri(self._directory / DATABASE_NAME, "rw")
+            path = self._directory / DATABASE_NAME
+            if not in_memory(path):
+                wait_for_log(path, self._timeout)
+            uri = database_uri(path, "rw")
             with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0)) as connection:
                 now = self._clock.time()
                 return send(connection, verb, arguments, who=sender(), now=now, timeout=self._timeout)
         except (WiseflowError, sqlite3.Error) as error:
             return CommandResult(False, str(error))
+
+
+def _pool_status(value: dict[str, Any]) -> PoolStatus:
+    try:
+        return from_json_dict(PoolStatus, value)
+    except (TypeError, ValueError):
+        return PoolStatus()  # a damaged row
 
 
 def default_view(settings: Settings | None = None) -> SessionView:
