@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from wiseflow_nb.errors import TaskCancelledError, UsageError
+from wiseflow_nb.records import text_of
 
 #: Bound of a task's kept output, in characters; the end is what tells most.
 OUTPUT_KEPT = 8192
@@ -212,7 +213,7 @@ class TaskContext:
         if not 0.0 <= fraction <= 1.0:
             raise UsageError(f"progress {fraction!r} is not within 0 and 1; divide by the total")
         if self._on_progress is not None:
-            self._on_progress(float(fraction), text)
+            self._on_progress(float(fraction), text_of(text))
 
     def push_cleanup(self, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Run ``handler(*args, **kwargs)`` after this attempt's code has stopped without completing.

@@ -452,6 +452,23 @@ def valid_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
+def text_of(value: object) -> str:
+    """Return a plain ``str``, whatever is given: kin of ``str`` (as numpy's) become one, bytes are decoded.
+
+    Examples
+    --------
+    >>> text_of(b"epoch"), text_of(3), text_of("epoch")
+    ('epoch', '3', 'epoch')
+    """
+    if type(value) is str:
+        return value
+    try:
+        # Named, as a ``__str__`` may give kin of ``str`` as well.
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str.__str__(str(value))
+    except Exception:  # noqa: BLE001  the user's own __str__
+        return f"<{type(value).__name__}>"
+
+
 def valid(value: Any) -> Any:
     """Return plain values (of dicts, lists and tuples) with ``valid_text`` in the place of every text.
 

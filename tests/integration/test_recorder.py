@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from wiseflow_nb.config import load_settings
+from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.records import CommandResult, SessionState
@@ -375,3 +376,26 @@ def test_a_recorder_that_fails_is_replaced_and_the_session_is_not_called_crashed
         assert view.info.state is SessionState.LIVE
         assert view.pause().ok
         view.close()
+
+
+@pytest.mark.parametrize("value", [np.str_("epoch"), np.int64(3), b"abc", 1j], ids=lambda value: type(value).__name__)
+def test_whatever_a_task_tells_is_recorded_and_the_recorder_lives(value: object) -> None:
+    def told() -> None:
+        current_task().progress(np.float64(0.5), value)
+
+    with Session(title="told") as session:
+        task = session.tasks.options(tags=(np.str_("tag"),)).submit(told)
+        task.result(timeout=10)
+        waiting = session.tasks.submit(asyncio.sleep, 60)
+        assert session.tasks.cancel(waiting.id, np.str_("why"))
+        session.event("odd", "data of any kind", lock=threading.Lock(), value=value)
+        assert session.sync(10)
+        assert (session.recorder.restarts, session.recorder.trouble) == (0, "")
+        assert all(type(record.progress_text) is str for record in session.task_records())
+    view = open_session(session.id)
+    assert view.info.state is SessionState.ENDED
+    frame = view.task_history()
+    texts = {"str_": "epoch", "int64": "3", "bytes": "abc", "complex": "1j"}
+    assert frame.progress_text[task.id] == texts[type(value).__name__]
+    assert set(frame.state) == {"completed", "cancelled"}
+    view.close()

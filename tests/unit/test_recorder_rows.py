@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import astuple
+import threading
+from dataclasses import astuple, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wiseflow_nb.errors import RecorderError
 from wiseflow_nb.recorder._link import Link
-from wiseflow_nb.recorder._rows import batch_line, rows_of, unpacked
+from wiseflow_nb.recorder._rows import batch_line, newest_rows, rows_of, unpacked
 from wiseflow_nb.recorder.protocol import encode
-from wiseflow_nb.records import Priority, TaskRecord, TaskState, TaskTransition
-from wiseflow_nb.store.writer import MAX_TEXT
+from wiseflow_nb.records import EventRecord, Priority, TaskRecord, TaskState, TaskTransition
+from wiseflow_nb.store.schema import TASK_COLUMNS
+from wiseflow_nb.store.writer import MAX_TEXT, StoreWriter
 
 
 class Name(str):
@@ -55,6 +59,63 @@ def test_what_cannot_be_packed_travels_as_json() -> None:
     assert [row[1][1] for row in rows if row[0] == "task"] == ["load", "odd"]
 
 
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+    __float__ = __deepcopy__ = __str__
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(np.str_("epoch"), "epoch"), (np.int64(3), "3"), (b"abc", "abc"), (1j, "1j"), (Unspeakable(), "<Unspeakable>")],
+)
+def test_each_column_holds_what_it_says_whatever_it_was_given(value: object, text: str) -> None:
+    odd = task(2, name=value, progress_text=value, tags=(value,), progress=np.float64(0.5), attempt=np.int64(4))
+    move = replace(MOVE, reason=value, time_seconds=np.float32(0.25))  # type: ignore[arg-type]
+    batch, left_out = batch_line(1, (), [task(1), odd], [MOVE, move])
+    first, second, _, moved = rows_of(batch)
+    assert left_out == 0
+    assert plain(first[1]) == plain(astuple(task()))
+    found = dict(zip(TASK_COLUMNS, second[1], strict=True))
+    assert (found["name"], found["progress_text"], found["tags"]) == (text, text, (text,))
+    assert (found["progress"], found["attempt"]) == (0.5, 4)
+    assert moved[1][-2:] == (0.25, text)
+    assert {type(item) for item in (*second[1], *found["tags"], *moved[1])} == {str, float, int, tuple}
+
+
+def test_a_number_that_is_none_is_said_to_be_none() -> None:
+    odd = task(2, progress="much", attempt=Unspeakable(), wall_seconds=Unspeakable())
+    (row,) = rows_of(batch_line(1, (), [odd], [])[0])
+    found = dict(zip(TASK_COLUMNS, row[1], strict=True))
+    assert math.isnan(found["progress"])
+    assert math.isnan(found["wall_seconds"])
+    assert found["attempt"] == 0
+
+
+def test_a_row_that_cannot_be_encoded_is_left_out_and_the_others_travel() -> None:
+    circle: dict[str, object] = {}
+    circle["self"] = circle
+    events = [
+        EventRecord(1.0, "told", "m", data) for data in ({}, circle, {"x": Unspeakable()}, {"x": threading.Lock()})
+    ]
+    batch, left_out = batch_line(1, [("event", event) for event in events], [task(), object()], [MOVE])  # type: ignore[list-item]
+    assert [row[0] for row in rows_of(batch)] == ["event", "task", "transition"]
+    assert left_out == 4
+
+
+def test_a_batch_with_rows_that_fit_no_table_is_written_but_for_these(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path / "session.sqlite")
+    bad = [["task", [b"raw", 1]], ["meta", {"key": "k", "value": None}], [], 7, ["nothing", {}]]
+    bad += [["event", "text"], ["event", {"time_seconds": 1.0, "kind": "odd", "message": b"\xff", "data": {"x": {1}}}]]
+    rows = [*bad, ["meta", {"key": "good", "value": "1"}]]
+    assert writer.apply(newest_rows(rows)) == 6
+    writer.commit()
+    assert writer.get_meta("good") == 1
+    assert writer.connection.execute("SELECT kind FROM events").fetchall() == [("odd",)]
+    writer.close()
+
+
 def test_a_text_that_is_too_long_is_cut_and_the_others_stay_as_they_are() -> None:
     many = [task(number, error="x" * 900) for number in range(2, 200)]
     rows = rows_of(batch_line(1, (), [task(1, error="y" * 1_000_000), *many], [MOVE])[0])
@@ -73,6 +134,10 @@ def test_a_batch_that_was_torn_off_is_not_taken_and_what_is_not_rows_is_told() -
         kinds.append((message["t"], len(message.get("rows", ()))))
     assert kinds == [("batch", 2), ("busy", 0)]
     assert link.malformed == 0
+    junk = encode({"t": "batch", "seq": 1, "rows": [["meta", {}]], "packed": 4}) + b"junk"
+    link = Link(io.BytesIO(junk), io.BytesIO())
+    link.start()
+    assert link.inbox.get(timeout=10) == {"t": "batch", "seq": 1, "rows": [["meta", {}]], "packed": 4, "torn": 1}
     for junk in (b"", b"junk", b"N"):
         with pytest.raises(RecorderError):
             unpacked(junk)

@@ -80,6 +80,8 @@ class Keeper:
         self._more_to_forget = False
         self.lost_rows = 0
         self.lost_samples = 0
+        #: What came whole but fits no table.
+        self.unwritable_rows = 0
         self._lost_told = 0
 
     @property
@@ -200,6 +202,7 @@ class Keeper:
                 self._applied = message["seq"]
                 self._waiting.extend(message["rows"])
                 self._bound(self._waiting)
+                self._tell_unwritable(message.get("torn", 0))
             self._acks.append({"t": "ack", "seq": message["seq"]})
         elif kind == "busy":
             sampler.set_busy(bool(message["value"]))
@@ -230,13 +233,13 @@ class Keeper:
 
     def _flush(self) -> bool:
         """Write and commit what waits; on failure keep it, say so once, and return False."""
-        writer = self._writer
+        writer, left_out = self._writer, 0
         self._look_at_files()
         try:
             if writer.full_blocks:
                 writer.write_blocks(partial=False)
             if self._waiting:
-                writer.apply(newest_rows(self._waiting))
+                left_out = writer.apply(newest_rows(self._waiting))
             for write in self._local:
                 write()
             if self._applied != self._applied_written:
@@ -247,6 +250,7 @@ class Keeper:
             return False
         self._applied_written = self._applied
         self._waiting, self._local = [], []
+        self._tell_unwritable(left_out)
         for ack in self._acks[-1:]:
             self._link.send(ack)
         self._acks = []
@@ -363,6 +367,13 @@ class Keeper:
                 "while the session's file could not be written"
             )
             self._event("store_lost", text, rows=self.lost_rows, samples=self.lost_samples)
+
+    def _tell_unwritable(self, count: int) -> None:
+        first = count and not self.unwritable_rows
+        self.unwritable_rows += count
+        if first:
+            text = "a row was not what its table takes, and was left out; further ones are counted only"
+            self._event("rows_unwritable", text, rows=count)
 
     def _event(self, kind: str, message: str, **data: Any) -> None:
         self.on_event(EventRecord(self._clock.time(), kind, message, data))

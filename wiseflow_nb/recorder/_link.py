@@ -61,7 +61,12 @@ class Link:
                     tail = self._incoming.read(size)
                     if len(tail) < size:
                         break
-                    message["rows"] += unpacked(tail)
+                    try:
+                        message["rows"] += unpacked(tail)
+                    except RecorderError:
+                        # The rest of the batch is taken: unanswered it would be sent again, without end.
+                        message["torn"] = 1
+                        self.malformed += 1
                 self.inbox.put(message)
             except (RecorderError, OSError, ValueError):
                 self.malformed += 1

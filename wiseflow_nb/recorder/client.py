@@ -195,7 +195,8 @@ class RecorderClient:
         # Of what changes often the record is made here, once a batch.
         records: list[TaskRecord] = [getattr(item, "record", item) for item in tasks.values()]
         line, unwritable = batch_line(self._seq, rows.values(), records, transitions)
-        self.unwritable_rows += unwritable
+        if unwritable:
+            self._unwritable(unwritable)
         with self._write_lock:
             self._unacked.append((self._seq, line))
             self._unacked_bytes += len(line)
@@ -302,13 +303,15 @@ class RecorderClient:
             applied = int(writer.get_meta("batch_seq") or 0)
             for number, line in list(self._unacked):
                 if number > applied:
-                    writer.apply(rows_of(line))
+                    with contextlib.suppress(RecorderError):
+                        writer.apply(rows_of(line))
                     writer.meta("batch_seq", number)
             writer.resolve_alerts(self._clock.time())
             writer.meta("ended_seconds", self._clock.time())
             writer.meta("end_reason", f"{reason} (the recorder did not answer)")
             writer.close()
-        except (WiseflowError, sqlite3.Error) as error:
+        except (WiseflowError, sqlite3.Error, OSError, ValueError, TypeError) as error:
+            # Whatever the file is, closing a session raises nothing for it.
             logger.warning("the session's end could not be recorded: %s", error)
 
     # Starting, hearing, restarting.
@@ -516,6 +519,15 @@ class RecorderClient:
             # Not from here: a subscriber may hand in rows, and this thread holds the lock for that.
             threading.Thread(
                 target=self._notice, args=("rows_dropped", text), name="wiseflow-notice", daemon=True
+            ).start()
+
+    def _unwritable(self, count: int) -> None:
+        first = self.unwritable_rows == 0
+        self.unwritable_rows += count
+        if first:
+            text = "a row holds what cannot be recorded, and was left out; further ones are counted only"
+            threading.Thread(
+                target=self._notice, args=("rows_unwritable", text), name="wiseflow-notice", daemon=True
             ).start()
 
     def _note_trouble(self, event: EventRecord) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wiseflow_nb.errors import RecorderError
-from wiseflow_nb.records import TIER_RETENTION_SECONDS
+from wiseflow_nb.records import TIER_RETENTION_SECONDS, text_of
 from wiseflow_nb.resources._rules import AlertPlan, rule_from
 from wiseflow_nb.resources._sampler import SamplingPlan
 
@@ -65,10 +65,7 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 def _text(value: object) -> str:
     """What JSON has no word for (an event's data may be anything) travels as its text."""
-    try:
-        return str(value)[:1000]
-    except Exception:  # noqa: BLE001  the user's own __str__
-        return f"<{type(value).__name__}>"
+    return text_of(value)[:1000]
 
 
 def decode(line: bytes) -> dict[str, Any]:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from wiseflow_nb.errors import StoreError
-from wiseflow_nb.records import TIER_RETENTION_SECONDS, AlertTransition, Sample, to_json_dict, valid, valid_text
+from wiseflow_nb.records import (
+    TIER_RETENTION_SECONDS,
+    AlertTransition,
+    Sample,
+    text_of,
+    to_json_dict,
+    valid,
+    valid_text,
+)
 from wiseflow_nb.store._samples import SampleWriter
 from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES
 from wiseflow_nb.store.paths import DATABASE_NAME, check_regular, database_uri, in_memory, private_directory
@@ -71,6 +79,10 @@ _STATEMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+#: What SQLite says of a row that does not fit, not of a file that cannot be written.
+_UNFIT = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)
+
+
 def bindable(value: Any) -> Any:
     """Return a value that SQLite stores as what it means: bounded valid text, JSON for the rest."""
     kind = type(value)
@@ -84,7 +96,7 @@ def bindable(value: Any) -> Any:
         return math.copysign(math.inf, value > 0 or -1)
     if value is None or isinstance(value, (int, float)):
         return value
-    text = value if isinstance(value, str) else _json_text(value)
+    text = text_of(value) if isinstance(value, (str, bytes)) else _json_text(value)
     if len(text) > MAX_TEXT:
         text = text[: MAX_TEXT - 1] + "…"
     return valid_text(text)
@@ -110,10 +122,10 @@ def _inode(path: Path) -> tuple[int, int]:
 def _json_text(value: Any) -> str:
     """JSON that stays JSON when it is too long: a list loses its end, an object all but the beginning of its text."""
     # As letters, not as escapes: a lone surrogate is to be found and replaced like that of any other text.
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=text_of)
     while len(text) > MAX_TEXT:
         value = value[: len(value) // 2] if isinstance(value, (list, tuple)) else {"cut": text[:1000]}
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False, default=text_of)
     return text
 
 
@@ -234,22 +246,23 @@ class StoreWriter:
             self._db.execute("ROLLBACK")
 
     def apply(self, rows: Iterable[Sequence[Any]]) -> int:
-        """Write rows ``(table, values by column)``; return how many were of an unknown table."""
-        unknown = 0
+        """Write rows ``(table, values by column)``; return how many were left out, as no table takes them."""
+        left_out = 0
         self.begin()
-        for table, values in rows:
-            known = _STATEMENTS.get(table)
-            if known is None:
-                unknown += 1
-                continue
-            statement, columns = known
-            if isinstance(values, Mapping):
-                values = [values.get(name) for name in columns]
-            elif not isinstance(values, (list, tuple)) or len(values) != len(columns):
-                unknown += 1
-                continue
-            self._db.execute(statement, [bindable(value) for value in values])
-        return unknown
+        for row in rows:
+            try:
+                table, values = row
+                statement, columns = _STATEMENTS[table]
+                if isinstance(values, Mapping):
+                    values = [values.get(name) for name in columns]
+                elif not isinstance(values, (list, tuple)) or len(values) != len(columns):
+                    left_out += 1
+                    continue
+                self._db.execute(statement, [bindable(value) for value in values])
+            except (KeyError, TypeError, ValueError, OverflowError, RecursionError, *_UNFIT):
+                # Whatever a row is, those after it are written.
+                left_out += 1
+        return left_out
 
     def meta(self, key: str, value: Any) -> None:
         """Set one value of the meta table, as JSON."""

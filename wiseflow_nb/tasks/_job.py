@@ -19,7 +19,7 @@ from typing import Any
 
 from wiseflow_nb.context import RemoteRun, TaskContext
 from wiseflow_nb.errors import TaskSkippedError
-from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
+from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState, text_of
 from wiseflow_nb.tasks._machine import PENDING, STATES, Stop, decoded
 from wiseflow_nb.tasks._options import TaskOptions
 from wiseflow_nb.tasks._timer import TimerHandle
@@ -92,7 +92,7 @@ class Attempt(TaskContext):
         super().progress(fraction, text)
         task = self.job.task
         if task is not None:
-            task._scheduler.progressed(self, float(fraction), text)
+            task._scheduler.progressed(self, float(fraction), text_of(text))
 
 
 class Job:

@@ -9,7 +9,7 @@ from typing import Any
 
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool._process import check_kind
-from wiseflow_nb.records import Priority
+from wiseflow_nb.records import Priority, text_of
 from wiseflow_nb.tasks._admission import parse_size
 from wiseflow_nb.tasks._retry import Retry
 from wiseflow_nb.tasks.task import Task
@@ -71,7 +71,7 @@ def _checked(name: str, value: Any) -> Any:
     if name == "dependencies":
         return tuple(_several(name, value, (Task, str)))
     if name == "tags":
-        return tuple(_several(name, value, (str,)))
+        return tuple(map(text_of, _several(name, value, (str,))))
     if name == "memory" and value is not None:
         return parse_size(value)
     if name in ("cleanup_always", "keep_result") and not isinstance(value, bool):
@@ -93,7 +93,7 @@ def _checked(name: str, value: Any) -> Any:
     if name == "idempotent" and not (value is None or isinstance(value, bool)):
         raise UsageError(f"idempotent {value!r} is neither True nor False; give one of them, or None")
     if name == "name":
-        return str(value)
+        return text_of(value)
     return value
 
 

@@ -15,7 +15,7 @@ from wiseflow_nb.config import Settings
 from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
-from wiseflow_nb.records import Priority, TaskRecord
+from wiseflow_nb.records import Priority, TaskRecord, text_of
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._cleanup import Registered
 from wiseflow_nb.tasks._closing import MODES, close_pool, close_scheduler
@@ -280,7 +280,7 @@ class TaskManager:
     def cancel(self, task_id: str, reason: str = "cancelled") -> bool:
         """Ask a task to stop; return False if it is unknown or had ended otherwise."""
         job = self._find(task_id)
-        return job is not None and self._scheduler.cancel(job, reason)
+        return job is not None and self._scheduler.cancel(job, text_of(reason))
 
     def reprioritise(self, task_id: str, priority: Priority | str | int) -> bool:
         """Change a task's class; return False if it is unknown or has ended."""

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from wiseflow_nb.errors import TaskCancelledError
-from wiseflow_nb.records import TaskRecord, TaskState
+from wiseflow_nb.records import TaskRecord, TaskState, text_of
 from wiseflow_nb.tasks._machine import CANCELLING, RUNNING, STATES
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Task(Future[T]):
         A task that is not running is cancelled at once, a coroutine is stopped. A running thread
         cannot be: the task is CANCELLING until its code returns. Asking again changes nothing.
         """
-        return self._scheduler.cancel(self._job, reason)
+        return self._scheduler.cancel(self._job, text_of(reason))
 
     def running(self) -> bool:
         """Whether the task's code runs now (also while it was asked to stop)."""
