@@ -66,7 +66,21 @@ async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
         if parked is not None:
             grant = _unpark(scheduler, *parked, task._job)
             if grant is not None:
-                await asyncio.wrap_future(grant)
+                await _granted(grant)
+
+
+async def _granted(grant: Future[None]) -> None:
+    # A time-out around the wait may strike here. The code goes on all the same, to handle it, and needs
+    # its slot for that: so it is waited for, and the time-out raised then. Whoever is asked to stop by
+    # the manager is let through without.
+    late: asyncio.CancelledError | None = None
+    while not grant.done():
+        try:
+            await asyncio.shield(asyncio.wrap_future(grant))
+        except asyncio.CancelledError as caught:
+            late = caught
+    if late is not None:
+        raise late
 
 
 def _park(scheduler: Scheduler, task: Task[Any]) -> tuple[Job, Attempt] | None:
@@ -88,8 +102,9 @@ def _park(scheduler: Scheduler, task: Task[Any]) -> tuple[Job, Attempt] | None:
         target.waiters += (job,)
         scheduler._lend(target, job.level)
         job.wait_depth += 1
-        if job.wait_depth == 1:
-            scheduler.slots.release(job)
+        scheduler.slots.release(job)
+        # Another wait of the same task may be over and want the slot back: as long as one lasts, none has it.
+        scheduler._drop_grant(job, effects)
         scheduler._dispatch(effects)
     perform(effects)
     return job, attempt

@@ -126,10 +126,14 @@ class Slots:
             self.held -= 1
             self.threads_held -= job.record.kind != "async"
 
-    def want_back(self, job: Job) -> Future[None]:
-        """Queue a task that gave up its slot and wants it again; the future is settled when it has it."""
-        job.grant = Future()
-        self._returning.append(job)
+    def want_back(self, job: Job) -> Future[None] | None:
+        """Queue a task that gave up its slot and wants it again; the future is settled when it has it.
+
+        None if it has one: what an earlier attempt left behind may wait as well.
+        """
+        if not job.holds and job.grant is None:
+            job.grant = Future()
+            self._returning.append(job)
         return job.grant
 
     def let_through(self, job: Job) -> Future[None] | None:
