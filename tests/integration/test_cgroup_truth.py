@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 from wiseflow_nb.records import Sample
@@ -269,6 +270,11 @@ def test_a_minute_of_load_is_told_as_the_kernel_counts_it(groups: Groups, tmp_pa
         # The tree at rest: its counters are those of every process that ever was in it.
         assert last.process_cpu_seconds_total == pytest.approx(cpu_seconds(members(load.pid)), abs=0.02)
         assert probe.take_events() == []
+    except BaseException:
+        # Else what it started would go on, and nobody would tell it to calm down.
+        for process in (*psutil.Process(load.pid).children(recursive=True), load):
+            process.kill()
+        raise
     finally:
         if probe is not None:
             probe.close()
