@@ -83,6 +83,8 @@ class Governor:
     tell_shutdown
         Called with when the idle workers are going to be stopped (seconds since the epoch), and with
         NaN when that is called off or done.
+    look_at_recorder
+        Called at each look with whether work runs: a recorder that hangs cannot tell so itself.
     event
         ``event(kind, message, **data)`` records and publishes.
     """
@@ -101,11 +103,13 @@ class Governor:
         tell_hold: Callable[[str], None],
         tell_shutdown: Callable[[float], None],
         event: Callable[..., None],
+        look_at_recorder: Callable[[bool], None] = lambda busy: None,
     ) -> None:
         self._monitor, self._pool, self._tasks, self._clock = monitor, pool, tasks, clock
         self._settings, self._cells_running = settings, cells_running
         self._tell_busy, self._tell_pool, self._event = tell_busy, tell_pool, event
         self._tell_hold, self._tell_shutdown = tell_hold, tell_shutdown
+        self._look_at_recorder = look_at_recorder
         self._last_hold = ""
         #: What stops the kernel, where there is one and it is asked for; set by whoever knows the kernel.
         self.stop_kernel: Callable[[], None] | None = None
@@ -151,7 +155,9 @@ class Governor:
 
     def look(self) -> None:
         """One look at everything; what the thread does again and again."""
-        self._tell_busy(self.busy())
+        busy = self.busy()
+        self._tell_busy(busy)
+        self._look_at_recorder(busy)
         self.size_pool()
         self.tell_pool()
         if (hold := self._tasks.hold_reason) != self._last_hold:

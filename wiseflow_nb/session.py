@@ -158,6 +158,7 @@ class Session:
             tell_hold=lambda reason: self._recorder.put_meta("hold_reason", json.dumps(valid_text(reason))),
             tell_shutdown=lambda at: self._recorder.put_meta("shutdown_at", json.dumps(at if at == at else None)),
             event=self.event,
+            look_at_recorder=self._look_at_recorder,
         )
         self._verbs = Verbs(
             tasks=self.tasks,
@@ -538,6 +539,10 @@ class Session:
             self._acknowledged.add(str(event.data["alert_id"]))
             self.monitor.mark_acknowledged(str(event.data["alert_id"]))
         self.bus.publish(event)
+
+    def _look_at_recorder(self, busy: bool) -> None:
+        interval = self.monitor.plan().interval(busy=busy, watched=False)
+        self._recorder.look(self.monitor.latest(), interval)
 
     def _after_alert(self, transition: AlertTransition) -> None:
         if transition.resource in ("cpu", "memory"):

@@ -171,6 +171,34 @@ def test_what_only_the_ring_of_a_killed_recorder_has_reaches_the_file_and_every_
     reader.close()
 
 
+def test_a_history_tells_by_which_way_its_readings_came() -> None:
+    with Session(title="probe path", resource_check_interval=0.05) as session:
+        wait_until(lambda: len(session.view.rows()) >= 2)
+        assert session.history().attrs["probe_path"] == session.monitor.probe_path
+
+
+def test_a_recorder_that_hangs_is_told_once_and_once_when_it_is_back() -> None:
+    heard: list[str] = []
+    with Session(title="hung recorder", resource_check_interval=0.05) as session:
+        session.bus.subscribe(lambda event: heard.append(event.kind))
+        wait_until(lambda: len(session.view.rows()) >= 2)
+        os.kill(session.recorder.pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: "recorder_silent" in heard)
+            assert "hangs" in session.info.notice
+        finally:
+            os.kill(session.recorder.pid, signal.SIGCONT)
+        wait_until(lambda: "recorder_heard" in heard)
+        assert "hangs" not in session.info.notice
+        assert session.sync(30.0)
+        kinds = list(session.events().kind)
+    assert [kind for kind in heard if kind in ("recorder_silent", "recorder_heard")] == [
+        "recorder_silent",
+        "recorder_heard",
+    ]
+    assert kinds.count("recorder_silent") == kinds.count("recorder_heard") == 1
+
+
 def test_a_killed_kernel_leaves_a_crashed_session_with_samples_past_the_kill() -> None:
     child = subprocess.Popen([sys.executable, "-c", _VICTIM], stdout=subprocess.PIPE, text=True)
     number, recorder = json.loads(child.stdout.readline())

@@ -161,7 +161,8 @@ def test_tiers_summary_and_busiest_minutes(session: Session, view) -> None:
     wait_until(lambda: len(view.history()) > 3)
     made = view.history(since="-1h", resolution="10s")
     assert made.sample_count.sum() > 3
-    assert {"session_id", "host", "limit_source", "version", "resolution_seconds", "tier"} <= set(made.attrs)
+    told = {"session_id", "host", "limit_source", "version", "probe_path", "resolution_seconds", "tier"}
+    assert told <= set(made.attrs)
     assert view.history().attrs["tier"] == "raw"
     with pytest.raises(UsageError, match="resolution 'fine' is unknown"):
         view.history(resolution="fine")

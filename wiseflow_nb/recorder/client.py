@@ -26,11 +26,13 @@ from typing import Any, BinaryIO
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.errors import RecorderError, WiseflowError
 from wiseflow_nb.recorder._rows import batch_line, rows_of
+from wiseflow_nb.recorder._silence import Silence
 from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings, decode, encode
 from wiseflow_nb.records import (
     AlertTransition,
     CommandResult,
     EventRecord,
+    Sample,
     TaskRecord,
     TaskTransition,
     from_json_dict,
@@ -93,11 +95,13 @@ class RecorderClient:
         self.restarts = 0
         #: What is wrong with the recording now, for people; empty when all is well.
         self.trouble = ""
+        self._silent_trouble = ""
         self._restarted: collections.deque[float] = collections.deque(maxlen=MOST_RESTARTS + 1)
         #: Clear while a recorder is being replaced.
         self._settled = threading.Event()
         self._settled.set()
         self._vanished = False
+        self._silence = Silence()
         self._pending: collections.deque[tuple[str, Any]] = collections.deque(maxlen=PENDING_LIMIT_ROWS)
         self._wake = threading.Event()
         self._flush_lock = threading.Lock()
@@ -314,6 +318,21 @@ class RecorderClient:
             # Whatever the file is, closing a session raises nothing for it.
             logger.warning("the session's end could not be recorded: %s", error)
 
+    def look(self, sample: Sample | None, interval: float) -> None:
+        """Given the newest sample and the interval in force (seconds), tell once of a recorder that takes none any more."""
+        if not self._ready.is_set() or not self._settled.is_set() or self._stopping:
+            self._silence.pause()  # one that ended or is being replaced is told of elsewhere
+            return
+        newest = None if sample is None else sample.monotonic_seconds
+        turn = self._silence.look(now=self._clock.monotonic(), newest=newest, interval=interval)
+        if turn is not None:
+            kind, text = self._silence.event(turn, self.pid)
+            if turn and not self.trouble:
+                self.trouble = self._silent_trouble = text
+            elif not turn and self.trouble == self._silent_trouble:
+                self.trouble = ""
+            self._notice(kind, text)
+
     # Starting, hearing, restarting.
 
     def _launch(self) -> None:
@@ -485,6 +504,7 @@ class RecorderClient:
         self._restarted.append(now)
         recent = sum(now - moment < RESTART_WINDOW_SECONDS for moment in self._restarted)
         if recent > MOST_RESTARTS:
+            self._ready.clear()
             self._notice("recorder_failed", "nothing is recorded any more: the recorder ended again and again")
             return
         self._settled.clear()

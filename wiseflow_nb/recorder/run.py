@@ -139,6 +139,7 @@ def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, cloc
         writer.meta("notice", config.notice)
         writer.meta("identity", dict(config.identity))
         writer.meta("limit_source", probe.limits.limit_source)
+        writer.meta("probe_path", probe.path)
         writer.meta("settings", dict(config.settings.public))
         writer.meta("thresholds", dict(config.settings.plan.alerts.thresholds))
         writer.meta("recorder_pid", os.getpid())

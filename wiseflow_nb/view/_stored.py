@@ -32,6 +32,7 @@ from wiseflow_nb.store.paths import RING_NAME
 from wiseflow_nb.store.reader import (
     StoreReader,
     fit_columns,
+    info_from_meta,
     thresholds_from,
 )
 
@@ -117,12 +118,14 @@ class StoredFrames(Telling):
         rates: bool = False,
     ) -> pd.DataFrame:
         """The samples as a DataFrame; see ``SessionView.history``."""
-        info = self._store().info(time.time())
+        meta = self._store().meta()
+        info = info_from_meta(meta, self._directory, time.time())
         attrs = {
             "session_id": info.session_id,
             "host": info.host,
             "limit_source": info.limit_source,
             "version": wiseflow_version(),
+            "probe_path": str(meta.get("probe_path", "")),
         }
         return self._archive().history(since=since, until=until, resolution=resolution, rates=rates, attrs=attrs)
 
