@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -142,7 +143,7 @@ def export_frame(frame: pd.DataFrame, path: Path) -> Path:
                 'Parquet needs pyarrow: pip install "wiseflow-nb[parquet]", or export to .csv'
             ) from None
     plain = _plain(frame)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         if path.suffix == ".csv":
             plain.to_csv(part, encoding="utf-8")

@@ -141,7 +141,9 @@ class Verbs:
             case "configure":
                 changed = self._configure(arguments["changes"], who)
                 keys = [canonical_name(name) for name in arguments["changes"]]
-                names = ", ".join(f"{key.upper()}={getattr(changed, key)}" for key in keys if not is_secret(key))
+                names = ", ".join(
+                    f"{key.upper()}={'(hidden)' if is_secret(key) else getattr(changed, key)}" for key in keys
+                )
                 return CommandResult(True, f"set {names}")
             case "shutdown":
                 mode = str(arguments["mode"])

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wiseflow_nb.config import Settings, is_secret
 from wiseflow_nb.errors import CommandError, UsageError
 from wiseflow_nb.frames import command_frame, export_frame
 from wiseflow_nb.recorder._desk import CommandDesk
 from wiseflow_nb.records import CommandResult
-from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES, VERBS, logged, send, validate
+from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES, VERBS, is_secret_name, logged, send, validate
 from wiseflow_nb.store.reader import StoreReader
 from wiseflow_nb.store.writer import COMMANDS_AT_ONCE, StoreWriter
 from wiseflow_nb.testing import FakeClock
@@ -180,7 +181,7 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(verb: Any, arguments: An
         ("configure", '{"changes": {"x": "' + "y" * 70_000 + '"}}', None, "over 65536 bytes"),
         ("pause", "{}" + " " * 1_000_000, None, "over 65536 bytes"),
         ("pause", "{}", 0.0, "older than"),
-        ("pause", "{}", 1e300, "older than"),
+        ("pause", "{}", 1e300, "dated in the future"),
         ("pause", "{}", float("inf"), "does not say when"),
         ("pause", "{}", "yesterday", "does not say when"),
     ],
@@ -299,3 +300,28 @@ def test_a_row_with_a_moment_that_is_none_leaves_the_audit_readable(office: Offi
     assert export_frame(frame, office.directory / "c.csv").exists()
     with contextlib.closing(StoreView(office.directory)) as view:
         assert view.report().to_html()
+
+
+def test_every_secret_setting_is_hidden_by_its_name() -> None:
+    for name in Settings.model_fields:
+        assert is_secret_name(name) == is_secret_name(f"WISEFLOW_{name.upper()}") == is_secret(name), name
+
+
+def test_a_secret_is_handed_up_and_not_kept(office: Office) -> None:
+    number = office.insert("configure", '{"changes": {"Dashboard_Token": "sEcReT", "cpu_threshold": 80}}')
+    office.desk.poll()
+    assert office.line.sent[0]["arguments"]["changes"]["Dashboard_Token"] == "sEcReT"
+    changes = {"dashboard_token": "sEcReT"}
+    with pytest.raises(CommandError, match="withdrawn"):
+        send(office.outside, "configure", {"changes": changes}, who="me", now=office.clock.time(), timeout=0.01)
+    kept = [row[0] for row in office.outside.execute("SELECT arguments FROM commands ORDER BY id")]
+    assert json.loads(kept[number - 1]) == {"changes": {"Dashboard_Token": "(hidden)", "cpu_threshold": 80}}
+    assert "sEcReT" not in "".join(kept)
+    row = logged("configure", {"changes": {"dashboard_token": "sEcReT"}}, "me", CommandResult(True, ""), 1.0)
+    assert "sEcReT" not in str(row)
+
+
+def test_a_command_dated_in_the_future_is_told_so(office: Office) -> None:
+    number = office.insert("pause", "{}", created=office.clock.time() + 100.0)
+    office.desk.poll()
+    assert "dated in the future" in office.row(number)[2]

@@ -104,6 +104,11 @@ def test_sessions_of_every_directory_are_seen_and_opened(
     opened.close()
 
 
+def test_the_answer_names_a_secret_setting_and_hides_its_value(session: Session, view) -> None:
+    assert view.configure({"dashboard_token": "sEcReT"}).message == "set DASHBOARD_TOKEN=(hidden)"
+    assert "sEcReT" not in view.commands().to_csv()
+
+
 def test_the_verbs(session: Session, view) -> None:
     release = threading.Event()
     held = [session.tasks.options(name=f"held {number}").submit(release.wait, 30) for number in range(8)]

@@ -12,7 +12,7 @@ from wiseflow_nb.errors import UsageError
 from wiseflow_nb.recorder._link import Link
 from wiseflow_nb.records import EventRecord
 from wiseflow_nb.resources._sampler import Sampler
-from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES, STALE_AFTER_SECONDS, validate
+from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES, STALE_AFTER_SECONDS, masked, validate
 from wiseflow_nb.store.writer import COMMANDS_AT_ONCE, StoreWriter
 
 
@@ -64,8 +64,12 @@ class CommandDesk:
 
     def _take(self, number: int, created: float, who: str, verb: str, text: str, now: float) -> None:
         # Anybody who can write the file can write anything: a row is refused, never fatal.
+        self._hide_secrets(number, text)
         if not isinstance(created, (int, float)) or not math.isfinite(created):
             self.answer(number, False, "refused: it does not say when it was asked")
+            return
+        if created - now > STALE_AFTER_SECONDS:
+            self.answer(number, False, "refused: it is dated in the future; set the clock of who asks, and ask again")
             return
         if abs(now - created) > STALE_AFTER_SECONDS:
             self.answer(number, False, f"refused: older than {STALE_AFTER_SECONDS:g} s when it was read; ask again")
@@ -86,6 +90,15 @@ class CommandDesk:
             # An alert of a rule that runs in the kernel.
         self._writer.take_command(number)
         self._accepted.append({"t": "command", "id": number, "verb": verb, "arguments": arguments, "who": who})
+
+    def _hide_secrets(self, number: int, text: str) -> None:
+        try:
+            arguments = json.loads(text)
+            shown = masked(arguments) if isinstance(arguments, dict) else arguments
+            if shown != arguments:
+                self._writer.hide_arguments(number, json.dumps(shown))
+        except (ValueError, RecursionError):
+            return  # no arguments at all: refused below
 
     def answer(self, number: int, ok: bool, message: str) -> None:
         """Write the answer to a command; the caller commits."""

@@ -22,6 +22,7 @@ from wiseflow_nb.store.schema import NEXT_COMMAND
 MAX_ARGUMENT_BYTES = 64 * 1024
 #: A command that nobody took for so long is refused: its sender has given up.
 STALE_AFTER_SECONDS = 30.0
+HIDDEN = "(hidden)"
 SHUTDOWN_MODES = ("drain", "cancel_pending", "now")
 
 Check = Callable[[Any], bool]
@@ -114,13 +115,27 @@ def _shown(value: object) -> str:
     return text if len(text) <= 66 else f"{text[:65]}…"
 
 
+def masked(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a command as they may be kept and shown: what is secret is hidden."""
+    changes = arguments.get("changes")
+    if not isinstance(changes, dict):
+        return dict(arguments)
+    shown = {name: HIDDEN if is_secret_name(name) else value for name, value in changes.items()}
+    return {**arguments, "changes": shown}
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a setting is secret, by its name: the recorder does not load the settings."""
+    return "token" in name.lower()
+
+
 def logged(verb: str, arguments: Mapping[str, Any], who: str, result: CommandResult, now: float) -> dict[str, Any]:
     """Return the row of a command that went another way than through the table; ``now`` is epoch seconds."""
     return {
         "created_seconds": now,
         "who": who[:256],
         "verb": verb,
-        "arguments": json.dumps(dict(arguments), default=str)[:MAX_ARGUMENT_BYTES],
+        "arguments": json.dumps(masked(arguments), default=str)[:MAX_ARGUMENT_BYTES],
         "status": "done",
         "ok": int(result.ok),
         "message": result.message,
@@ -164,9 +179,9 @@ def send(
             return CommandResult(bool(row[0]), str(row[1]))
         time.sleep(poll)
     withdrawn = connection.execute(
-        "UPDATE commands SET status = 'done', ok = 0, message = 'withdrawn', finished_seconds = ? "
+        "UPDATE commands SET status = 'done', ok = 0, message = 'withdrawn', finished_seconds = ?, arguments = ? "
         "WHERE id = ? AND status = 'new'",
-        (now + timeout, number),
+        (now + timeout, json.dumps(masked(checked)), number),
     ).rowcount
     what = "was withdrawn" if withdrawn else "was taken but not answered"
     raise CommandError(f"the session did not answer {verb!r} within {timeout:g} s; the command {what}")

@@ -372,6 +372,11 @@ class StoreWriter:
         self.begin()
         self._db.execute("UPDATE commands SET status = 'taken' WHERE id = ?", (number,))
 
+    def hide_arguments(self, number: int, arguments: str) -> None:
+        """Keep these arguments (JSON) in the place of those that hold a secret."""
+        self.begin()
+        self._db.execute("UPDATE commands SET arguments = ? WHERE id = ?", (arguments, number))
+
     def answer_command(self, number: int, ok: bool, message: str, now: float) -> None:
         """Write the answer to a command."""
         self.begin()
