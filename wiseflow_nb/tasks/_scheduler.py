@@ -279,6 +279,12 @@ class Scheduler(Lives):
         perform(effects)
         return attempt
 
+    def runner_lost(self) -> None:
+        """A runner that was called for will not come."""
+        with self.lock:
+            self.slots.coming -= 1
+        self.wake()
+
     def next_coroutine(
         self, ended: Attempt, owed: int, now: float, *, stay: bool, back: bool
     ) -> tuple[Attempt | None, bool]:
