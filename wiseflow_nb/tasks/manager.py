@@ -432,6 +432,17 @@ class TaskManager:
                 return "paused: no task starts until resume"
             waiting = min(slots.tickets, slots.ready_threads) if slots.held < slots.limit else 0
             reason = slots.hold_reason
+            # Only a pool of ours has a worker more for each that waits.
+            stuck = 0
+            if waiting and not isinstance(self.pool, ThreadPoolManager):
+                jobs = self._scheduler.ledger.jobs.values()
+                stuck = sum(job.wait_depth > 0 and job.attempt is not None and job.kind != "async" for job in jobs)
+        if stuck:
+            told = (
+                f"plain calls wait for a worker of the executor, and {stuck} that have one wait for other tasks; "
+                "give it more workers, or use a ThreadPoolManager, which makes up for those that wait"
+            )
+            return "; ".join(filter(None, (told, reason)))
         pool = self.pool
         if waiting and isinstance(pool, ThreadPoolManager) and not pool.free_workers:
             busy = f"plain calls wait for a worker: all of the pool's {pool.target} are busy with other work"
