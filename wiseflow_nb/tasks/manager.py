@@ -29,6 +29,7 @@ from wiseflow_nb.tasks._replay import retry_plan
 from wiseflow_nb.tasks._scheduler import Scheduler
 from wiseflow_nb.tasks._stalled import StalledTask, find_stalled
 from wiseflow_nb.tasks._views import TaskFunction, TaskResults, TaskView
+from wiseflow_nb.tasks._waiting import starved
 from wiseflow_nb.tasks.task import Task, settling
 
 if TYPE_CHECKING:
@@ -432,17 +433,8 @@ class TaskManager:
                 return "paused: no task starts until resume"
             waiting = min(slots.tickets, slots.ready_threads) if slots.held < slots.limit else 0
             reason = slots.hold_reason
-            # Only a pool of ours has a worker more for each that waits.
-            stuck = 0
-            if waiting and not isinstance(self.pool, ThreadPoolManager):
-                jobs = self._scheduler.ledger.jobs.values()
-                stuck = sum(job.wait_depth > 0 and job.attempt is not None and job.kind != "async" for job in jobs)
-        if stuck:
-            told = (
-                f"plain calls wait for a worker of the executor, and {stuck} that have one wait for other tasks; "
-                "give it more workers, or use a ThreadPoolManager, which makes up for those that wait"
-            )
-            return "; ".join(filter(None, (told, reason)))
+            if waiting:
+                reason = "; ".join(filter(None, (starved(self._scheduler), reason)))
         pool = self.pool
         if waiting and isinstance(pool, ThreadPoolManager) and not pool.free_workers:
             busy = f"plain calls wait for a worker: all of the pool's {pool.target} are busy with other work"
