@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -134,4 +136,25 @@ def test_time_outs_around_waits_lose_no_slot(
     assert most <= limit + len(cancels)
     stage.advance(1000)
     tasks.shutdown()
+    check_closed_manager(tasks)
+
+
+def test_waits_that_use_up_an_executor_have_a_reason() -> None:
+    made = threading.Event()
+    inner: list[fast.Task[int]] = []
+
+    with ThreadPoolExecutor(1) as pool, fast.TaskManager(pool, max_concurrent=2) as tasks:
+
+        def outer() -> str:
+            inner.append(tasks.submit(int))
+            made.set()
+            return str(inner[0].exception(20))
+
+        task = tasks.submit(outer)
+        assert made.wait(20)
+        while not tasks._scheduler.ledger.jobs[task.id].wait_depth:
+            threading.Event().wait(0.001)
+        assert "1 that have one wait for other tasks; give it more workers" in tasks.hold_reason
+        inner[0].cancel()
+        task.cancel()
     check_closed_manager(tasks)

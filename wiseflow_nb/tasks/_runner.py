@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import sys
 import time
 import types
 from collections.abc import Generator
@@ -77,6 +78,8 @@ class Runner:
         self._scheduler = scheduler
         # The loop itself holds its tasks weakly.
         self._drivers: set[asyncio.Task[None]] = set()
+        #: Runners that have not had their first step.
+        self._fresh: set[asyncio.Task[None]] = set()
         # A pool of ours has its own queue to serve in between; of others a call is a task.
         self._stays = isinstance(scheduler.pool, ThreadPoolManager)
 
@@ -125,7 +128,10 @@ class Runner:
         """Begin so many runners."""
         loop = asyncio.get_running_loop()
         for _ in range(count):
-            self._keep(loop.create_task(self._run(), name="wiseflow-runner"))
+            driver = loop.create_task(self._run(), name="wiseflow-runner")
+            self._fresh.add(driver)
+            driver.add_done_callback(self._gone)
+            self._keep(driver)
 
     def stop_coroutine(self, attempt: Attempt) -> None:
         """Cancel a coroutine that still runs, between its steps."""
@@ -136,9 +142,15 @@ class Runner:
         self._drivers.add(driver)
         driver.add_done_callback(self._drivers.discard)
 
+    def _gone(self, driver: asyncio.Task[None]) -> None:
+        if driver in self._fresh:  # cancelled before it could begin, as by one who cancels all there are
+            self._fresh.discard(driver)
+            self._scheduler.runner_lost()
+
     async def _run(self) -> None:
         me = asyncio.current_task()
         assert me is not None
+        self._fresh.discard(me)
         await self._drive(me)
 
     @types.coroutine
@@ -148,6 +160,7 @@ class Runner:
         until = gauge.wall + SLICE_SECONDS
         attempt = scheduler.first_coroutine()
         owed, fit = 0, True
+        known = sys.getrefcount(me)
         while attempt is not None:
             ended = attempt
             job = ended.job
@@ -185,8 +198,9 @@ class Runner:
             ended.cpu_seconds += gauge.step()
             ended.cpu_source = "coroutine_steps"
             now = gauge.wall
-            # A runner that was ever cancelled retires: a late cancel would hit the next task.
-            if me._must_cancel or me.cancelling():  # type: ignore[attr-defined]
+            # A runner that was ever cancelled retires, and one that somebody still refers to, who got it
+            # as the current task: a late cancel would hit the next task.
+            if me._must_cancel or me.cancelling() or sys.getrefcount(me) > known:  # type: ignore[attr-defined]
                 fit = False
             late = now > until
             attempt, unfinished = scheduler.next_coroutine(ended, owed, now, stay=fit and not late, back=fit and late)

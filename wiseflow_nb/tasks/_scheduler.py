@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import threading
 import types
 from collections.abc import Coroutine
 from concurrent.futures import Executor, Future
@@ -38,6 +39,7 @@ from wiseflow_nb.tasks._loop import TaskLoop
 from wiseflow_nb.tasks._machine import CANCELLING, COMPLETED, FIRST_TERMINAL, RUNNING, WAITING, Stop
 from wiseflow_nb.tasks._options import TaskOptions, kind_of
 from wiseflow_nb.tasks._runner import Runner
+from wiseflow_nb.tasks._slots import Ticket
 from wiseflow_nb.tasks._timer import TimerHandle
 from wiseflow_nb.tasks.task import Task
 
@@ -122,9 +124,11 @@ class Scheduler(Lives):
                 self.ledger.born(job)
                 slots.push(job)
                 # As ``workers_wanted`` and ``runners_wanted`` would find: enough have been called for.
-                if slots.held + (slots.coming if kind == "async" else slots.tickets) < slots.limit:
+                if slots.held + (slots.coming if kind == "async" else slots.tickets) < slots.limit or (
+                    kind != "async" and job.level > slots.lowest_ticket
+                ):
                     self._dispatch(effects)
-            elif job.level is not Priority.NORMAL:
+            elif job.level is not Priority.NORMAL or slots.lowest_ticket < Priority.NORMAL:
                 self._dispatch(effects)  # it may have lent its class to one that is held back
             if options.deadline is not None and job.code < FIRST_TERMINAL:
                 due = self._monotonic() + options.deadline
@@ -227,9 +231,10 @@ class Scheduler(Lives):
             return
         now = self._monotonic()
         for _ in range(slots.workers_wanted(now)):
-            level = slots.ticket_level()
-            slots.tickets += 1
-            effects.append(functools.partial(self._send_ticket, level, effects))
+            effects.append(functools.partial(self._send_ticket, slots.new_ticket(), effects))
+        if slots.lowest_ticket < Priority.CRITICAL:
+            for ticket in slots.raise_tickets():
+                effects.append(functools.partial(self._raise_ticket, ticket))
         wanted = slots.runners_wanted(now)
         if wanted:
             slots.coming += wanted
@@ -273,6 +278,12 @@ class Scheduler(Lives):
             attempt = self._next_coroutine(self._monotonic(), self._time(), effects)
         perform(effects)
         return attempt
+
+    def runner_lost(self) -> None:
+        """A runner that was called for will not come."""
+        with self.lock:
+            self.slots.coming -= 1
+        self.wake()
 
     def next_coroutine(
         self, ended: Attempt, owed: int, now: float, *, stay: bool, back: bool
@@ -356,28 +367,51 @@ class Scheduler(Lives):
 
     # -- plain calls: a ticket, taken up on a worker of the pool ---------------------------------
 
-    def _send_ticket(self, level: Priority, effects: Effects) -> None:
+    def _send_ticket(self, ticket: Ticket, effects: Effects) -> None:
         # Called without the lock.
+        take, level = functools.partial(self._take_ticket, ticket), ticket.level
         try:
             if isinstance(self.pool, ThreadPoolManager):
-                future = self.pool.options(priority=level, name="task").submit(self._take_ticket)
+                future = self.pool.options(priority=level, name="task").submit(take)
             else:
-                future = self.pool.submit(self._take_ticket)
+                future = self.pool.submit(take)
         except RuntimeError as error:  # closed, broken, or no further thread to be had
-            self._ticket_lost(error, effects)
+            self._ticket_lost(ticket, error, effects)
         else:
-            future.add_done_callback(self._ticket_done)
+            ticket.future = future
+            if ticket.level is not level:  # raised while it was on the way
+                self._raise_ticket(ticket)
+            future.add_done_callback(functools.partial(self._ticket_done, ticket))
 
-    def _ticket_done(self, future: Future[None]) -> None:
-        if future.cancelled():
-            effects: Effects = []
-            self._ticket_lost(PoolClosedError("the pool was shut down before the task began"), effects)
-            perform(effects)
+    def _raise_ticket(self, ticket: Ticket) -> None:
+        # Called without the lock. Another executor takes up its calls in its own order, whatever they are for.
+        if ticket.future is not None and isinstance(self.pool, ThreadPoolManager):
+            self.pool.reprioritise(ticket.future, ticket.level)
 
-    def _ticket_lost(self, error: BaseException, effects: Effects) -> None:
+    def _ticket_done(self, ticket: Ticket, future: Future[None]) -> None:
+        if not ticket.open:
+            return
+        error: BaseException = PoolClosedError("the pool was shut down before the task began")
+        if not future.cancelled() and (failed := future.exception()) is not None:
+            # Broken, as by an initializer that fails, or not able to make the call at all.
+            error = failed
+        if isinstance(self.pool, ThreadPoolManager):
+            self._give_up(ticket, error)
+        else:
+            # The standard library's pools tell of it with their lock held, which a submit would wait for.
+            threading.Thread(target=self._give_up, args=(ticket, error), name="wiseflow-lost", daemon=True).start()
+
+    def _give_up(self, ticket: Ticket, error: BaseException) -> None:
+        effects: Effects = []
+        self._ticket_lost(ticket, error, effects)
+        perform(effects)
+
+    def _ticket_lost(self, ticket: Ticket, error: BaseException, effects: Effects) -> None:
         with self.lock:
+            if not ticket.open:
+                return
             now = self._monotonic()
-            self.slots.ticket_taken()
+            self.slots.ticket_taken(ticket)
             job = self.slots.take_call(now, called=True)
             if job is not None:
                 attempt = self._begin(job, now, self._time())
@@ -385,13 +419,13 @@ class Scheduler(Lives):
                 self._conclude(attempt, TaskState.FAILED, [], effects)
             self._dispatch(effects)
 
-    def _take_ticket(self) -> None:
+    def _take_ticket(self, ticket: Ticket) -> None:
         # Called without the lock, on a worker of the pool.
         effects: Effects = []
         if self.lock.locked():
             give_way(self.lock)
         with self.lock:
-            self.slots.ticket_taken()
+            self.slots.ticket_taken(ticket)
             attempt = self._next_call(self._monotonic(), self._time(), effects, called=True)
         perform(effects)
         if attempt is not None:

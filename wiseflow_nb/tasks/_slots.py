@@ -19,6 +19,20 @@ from wiseflow_nb.tasks._ready import ReadyQueue
 #: ``(-class, number)`` and the job: the smaller, the sooner.
 Head = tuple[int, int, Job]
 LEVELS = tuple(Priority)
+#: Above every class.
+NO_TICKET = max(LEVELS) + 1
+
+
+class Ticket:
+    """A worker that was called for: what the pool has queued, and with which class."""
+
+    __slots__ = ("future", "level", "open")
+
+    def __init__(self, level: Priority) -> None:
+        self.level = level
+        #: Until a worker has come, or never will.
+        self.open = True
+        self.future: Future[None] | None = None
 
 
 class Slots:
@@ -39,6 +53,10 @@ class Slots:
         self.coming = 0
         #: Workers that were called for and have not come yet: calls that the pool has not made.
         self.tickets = 0
+        self._open_tickets: dict[Ticket, None] = {}
+        self._tickets_in = [0] * len(LEVELS)
+        #: The lowest class of a ticket that is out; above all of them if none is.
+        self.lowest_ticket: int = NO_TICKET
         #: How many tickets were ever taken up.
         self.taken_up = 0
         #: Whether the pool has taken up no ticket for so long that nobody leaves a slot for its workers.
@@ -141,14 +159,46 @@ class Slots:
                     return max(0, free - left - self.coming)
         return wanted
 
-    def ticket_level(self) -> Priority:
-        """The class of the next ticket: that of the ready plain call which the tickets before it leave."""
-        left = self.tickets
+    def new_ticket(self) -> Ticket:
+        """Call for a worker, with the class of the ready plain call which the tickets that are out leave."""
+        ticket = Ticket(self._class_left() or LEVELS[0])
+        self.tickets += 1
+        self._open_tickets[ticket] = None
+        self._count(ticket.level, 1)
+        return ticket
+
+    def raise_tickets(self) -> list[Ticket]:
+        """Give tickets that are out the class of calls that came later and rank higher; return those raised.
+
+        What is queued in a pool that others use as well would else wait behind work that is of less
+        weight than what it is for.
+        """
+        raised = []
+        while (level := self._class_left()) is not None and level > self.lowest_ticket:
+            ticket = min(self._open_tickets, key=lambda item: item.level)
+            self._count(ticket.level, -1)
+            ticket.level = level
+            self._count(level, 1)
+            raised.append(ticket)
+        return raised
+
+    def _class_left(self) -> Priority | None:
+        # The highest class of which more calls are ready than tickets of that class or above can take up.
+        left = 0
         for level in reversed(LEVELS):
-            left -= self.threads.in_class(level) + self.big_threads.in_class(level)
-            if left < 0:
+            left += self.threads.in_class(level) + self.big_threads.in_class(level) - self._tickets_in[level]
+            if left > 0:
                 return level
-        return LEVELS[0]
+        return None
+
+    def _count(self, level: Priority, change: int) -> None:
+        counts = self._tickets_in
+        counts[level] += change
+        if change < 0:
+            if level == self.lowest_ticket and not counts[level]:
+                self.lowest_ticket = next((item for item in LEVELS if counts[item]), NO_TICKET)
+        elif level < self.lowest_ticket:
+            self.lowest_ticket = level
 
     # -- who takes what ------------------------------------------------------------------------
 
@@ -180,8 +230,11 @@ class Slots:
             self._start(job)
         return job
 
-    def ticket_taken(self) -> None:
+    def ticket_taken(self, ticket: Ticket) -> None:
         """A worker has come, or never will."""
+        ticket.open = False
+        del self._open_tickets[ticket]
+        self._count(ticket.level, -1)
         self.tickets -= 1
         self.taken_up += 1
         self.overdue = False

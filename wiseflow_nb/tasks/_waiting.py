@@ -49,6 +49,20 @@ def blocking(scheduler: Scheduler, task: Task[Any]) -> Iterator[None]:
                     grant.result()
 
 
+def starved(scheduler: Scheduler) -> str:
+    """Why calls for workers may never be taken up, the lock being held; empty if nothing speaks for it."""
+    if isinstance(scheduler.pool, ThreadPoolManager):  # it has a worker more for each that waits
+        return ""
+    jobs = scheduler.ledger.jobs.values()
+    stuck = sum(job.wait_depth > 0 and job.attempt is not None and job.kind != "async" for job in jobs)
+    if not stuck:
+        return ""
+    return (
+        f"plain calls wait for a worker of the executor, and {stuck} that have one wait for other tasks; "
+        "give it more workers, or use a ThreadPoolManager, which makes up for those that wait"
+    )
+
+
 async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
     """Await a task from any loop; inside a task its slot is free meanwhile."""
     if task.done():

@@ -29,6 +29,7 @@ from wiseflow_nb.tasks._replay import retry_plan
 from wiseflow_nb.tasks._scheduler import Scheduler
 from wiseflow_nb.tasks._stalled import StalledTask, find_stalled
 from wiseflow_nb.tasks._views import TaskFunction, TaskResults, TaskView
+from wiseflow_nb.tasks._waiting import starved
 from wiseflow_nb.tasks.task import Task, settling
 
 if TYPE_CHECKING:
@@ -437,6 +438,8 @@ class TaskManager:
                 return "paused: no task starts until resume"
             waiting = min(slots.tickets, slots.ready_threads) if slots.held < slots.limit else 0
             reason = slots.hold_reason
+            if waiting:
+                reason = "; ".join(filter(None, (starved(self._scheduler), reason)))
         pool = self.pool
         if waiting and isinstance(pool, ThreadPoolManager) and not pool.free_workers:
             busy = f"plain calls wait for a worker: all of the pool's {pool.target} are busy with other work"
