@@ -139,7 +139,7 @@ class Worker:
             serial, task_id, name, attempt, setup = pickle.loads(self._tasks.read(head))
             if setup is not None:
                 sys.path[:] = setup[1]
-                with contextlib.suppress(OSError):  # one that was removed, or is empty: it stays where it is
+                with contextlib.suppress(OSError):
                     os.chdir(setup[0])
             token = CancelToken()
             with self._lock:

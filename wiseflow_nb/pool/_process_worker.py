@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from wiseflow_nb.errors import UsageError, WorkerLostError
-from wiseflow_nb.pool._process_directory import directory
 from wiseflow_nb.pool._process_stop import LOOK_SECONDS, StopPlan
 from wiseflow_nb.pool._process_wire import FrameReader, frame
 
@@ -71,7 +70,7 @@ class WorkerProcess:
     def __init__(self) -> None:
         self.idle_since = 0.0
         self._serial = 0
-        self._setup: tuple[bytes, list[str]] | None = None
+        self._setup: tuple[str, list[str]] | None = None
         self._reader = FrameReader()
         self._tail = bytearray()
         self._lock = threading.Lock()
@@ -155,9 +154,9 @@ class WorkerProcess:
 
     def _send(self, task_id: str, name: str, attempt: int, call: bytes) -> None:
         self._serial += 1
-        known, place, news = self._setup, directory(), None
-        if known is None or known[0] != place or known[1] != sys.path:
-            news = self._setup = (place, list(sys.path))
+        known, directory, news = self._setup, _directory(), None
+        if known is None or known[0] != directory or known[1] != sys.path:
+            news = self._setup = (directory, list(sys.path))
         self._unsent = data = frame((self._serial, task_id, name, attempt, news), call)
         self._length = len(data)
         self._write()
@@ -362,6 +361,13 @@ def _read(fd: int) -> bytes | None:
         return b""
     except OSError:
         return None
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # removed under us; the worker stays where it is
+        return ""
 
 
 def _unread(fd: int) -> int:
