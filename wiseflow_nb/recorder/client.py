@@ -15,7 +15,6 @@ import select
 import sqlite3
 import subprocess
 import sys
-import sysconfig
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.errors import RecorderError, WiseflowError
+from wiseflow_nb.recorder._child import child_environment, widen
 from wiseflow_nb.recorder._rows import batch_line, rows_of
 from wiseflow_nb.recorder._silence import Silence
 from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings, decode, encode
@@ -45,7 +45,6 @@ logger = logging.getLogger("wiseflow_nb.recorder")
 PENDING_LIMIT_BYTES = 8 * 1024 * 1024
 PENDING_LIMIT_ROWS = 200_000
 COALESCE_SECONDS = 0.05
-PIPE_BYTES = 1024 * 1024
 #: A start that must be on record before user code runs is written through, unless this was just done.
 WRITE_THROUGH_SECONDS = 0.001
 READY_SECONDS = 15.0
@@ -420,7 +419,7 @@ class RecorderClient:
     def _open_pipe(self, fd: int, config: RecorderConfig) -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.set_blocking(fd, False)
-        _widen(fd)
+        widen(fd)
         with self._write_lock:
             self._fd = fd
             self._buffer = bytearray(encode({"t": "config", "config": to_json_dict(config)}))
@@ -571,27 +570,6 @@ class RecorderClient:
         self._fd = -1
         self._stopping = True
         self._ended.set()
-
-
-def child_environment() -> dict[str, str]:
-    """The environment for a child that must find this very package, wherever it was imported from."""
-    environment = dict(os.environ)
-    root = str(Path(__file__).resolve().parents[2])
-    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    if root not in installed:
-        # Appended to what is there; never in front of it.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH", ""), root]))
-    return environment
-
-
-def _widen(fd: int) -> None:
-    """Let a pipe hold more: what it took is safe whatever becomes of this process, also while the recorder waits."""
-    try:
-        import fcntl
-
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    except (ImportError, AttributeError, OSError):
-        pass  # not on this system, or over the user's limit: it holds what it holds
 
 
 _clients: weakref.WeakSet[RecorderClient] = weakref.WeakSet()

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from wiseflow_nb.errors import UsageError
+
 logger = logging.getLogger("wiseflow_nb.tasks")
 
 
@@ -139,3 +141,17 @@ class LoopThread:
                 loop.run_until_complete(asyncio.wait(left, timeout=0.5))
             loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+def chosen_loop(which: str | TaskLoop) -> TaskLoop:
+    """The loop that ``own``, ``kernel`` or the loop itself stands for."""
+    if which == "own":
+        return LoopThread("wiseflow-tasks")
+    if which == "kernel":
+        try:
+            return HostLoop(asyncio.get_running_loop())
+        except RuntimeError:
+            raise UsageError("loop='kernel' needs a loop that runs here, and none does; use loop='own'") from None
+    if isinstance(which, str):
+        raise UsageError(f"loop {which!r} is unknown; give 'own' or 'kernel'")
+    return which
