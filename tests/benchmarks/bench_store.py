@@ -57,7 +57,7 @@ def run(bench: Bench) -> None:
 
 
 def _hot_path(bench: Bench) -> None:
-    """What a task waits for: three changes handed in (pending, running, completed), as a session's tasks do."""
+    """What a change of a task waits for: it is handed in. Apart from that, what the record costs a task in all."""
     with Session(title="bench") as session:
         record = TaskRecord("t1", "name", TaskState.RUNNING, started_seconds=NOW, rev=1)
         put = session.recorder.put

@@ -202,7 +202,7 @@ def test_a_kernel_killed_at_any_moment(rounds: int, request, capsys: pytest.Capt
             f"no process was left after {max(ends):.2f} s at most"
         )
     assert max(lost) <= TURNS_LOST_AT_MOST
-    assert np.median(ends) < 5.0
+    assert max(ends) < 5.0
     with Session(title="next") as session:
         assert session.tasks.submit(int).result(timeout=30) == 0
 

@@ -244,6 +244,18 @@ def test_a_command_that_nobody_took_is_withdrawn_and_one_that_was_taken_is_not(o
     assert office.row(number) == ("done", 0, "the session ended")
 
 
+def test_a_recorder_that_takes_over_gives_up_what_was_taken_and_carries_out_what_was_not(office: Office) -> None:
+    taken = office.insert("pause", "{}")
+    office.desk.poll()
+    office.writer.commit()
+    fresh = office.insert("resume", "{}")
+    office.writer.give_up_commands("it was replaced", office.clock.time(), taken_only=True)
+    office.writer.commit()
+    office.desk.poll()
+    assert office.row(taken) == ("done", 0, "it was replaced")
+    assert [message["id"] for message in office.line.sent][-1] == fresh
+
+
 def test_the_audit_is_readable_afterwards(office: Office) -> None:
     hostile = "'; DROP TABLE tasks; -- <b>\x00"
     office.insert("watch", '{"seconds": 10}')

@@ -129,8 +129,11 @@ def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, cloc
         if config.resume:
             writer.meta("ended_seconds", None)
             writer.meta("crashed", False)
+            # Those that nobody took yet are carried out.
             writer.give_up_commands(
-                "the recorder was replaced before the answer came: it may have been done", clock.time()
+                "the recorder was replaced before the answer came: it may have been done",
+                clock.time(),
+                taken_only=True,
             )
         else:
             writer.meta("started_seconds", config.started_seconds or clock.time())

@@ -359,12 +359,12 @@ class StoreWriter:
         ).fetchall()
         return [(row[0], row[1], *(bytes(item or b"").decode("utf-8", "replace") for item in row[2:])) for row in rows]
 
-    def give_up_commands(self, why: str, now: float) -> None:
-        """Answer what nobody will answer any more."""
+    def give_up_commands(self, why: str, now: float, *, taken_only: bool = False) -> None:
+        """Answer what nobody will answer any more: all commands, or those alone that were taken before."""
         self.begin()
+        which = "status = 'taken'" if taken_only else "status != 'done'"
         self._db.execute(
-            "UPDATE commands SET status = 'done', ok = 0, message = ?, finished_seconds = ? WHERE status != 'done'",
-            (why, now),
+            f"UPDATE commands SET status = 'done', ok = 0, message = ?, finished_seconds = ? WHERE {which}", (why, now)
         )
 
     def take_command(self, number: int) -> None:
