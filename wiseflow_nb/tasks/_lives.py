@@ -30,7 +30,7 @@ from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
-from wiseflow_nb.tasks.task import FINISHED, Task
+from wiseflow_nb.tasks.task import FINISHED, Task, ending
 
 #: Bound of a stored traceback, in characters; the end is what tells most.
 TRACEBACK_KEPT = 8192
@@ -201,9 +201,12 @@ class Lives:
                         self.slots.push(child)
         task, job.task = job.task, None
         if task is not None:
-            # Under the lock, so that those that depend on it find the value; waking whoever waits follows.
+            # Under the lock, so that those that depend on it find the value. Where somebody may wait, the
+            # end is written when that one is told, which follows.
             task._result = attempt.value
-            task._end = FINISHED
+            with ending:
+                if task._made is None:
+                    task._end = FINISHED
         return task
 
     def _verdict(self, attempt: Attempt) -> TaskState:
@@ -341,9 +344,11 @@ class Lives:
             effects.append(job.call[0].close)  # never started: nothing will await it
         # The code may have run in them, and left there what leads to its error.
         job.variables = None
+        task, job.task = job.task, None
         if state is TaskState.COMPLETED:
             job.call = NO_CALL
-        task, job.task = job.task, None
+            if task is not None:
+                task._result = value  # those that depend on it may begin before it is settled
         if task is not None:
             effects.append(functools.partial(self._settle, job, task, state, value, error))
 

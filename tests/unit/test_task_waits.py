@@ -1,0 +1,73 @@
+"""What waits for tasks from outside: told of an end once, in the moment from which it counts."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, as_completed, wait
+from typing import Any
+
+import pytest
+
+from tests.oracles import plain_tasks
+from tests.unit.test_task_invariants import check_manager
+from wiseflow_nb.records import HasRecord, TaskState, TaskTransition
+from wiseflow_nb.tasks import Task, TaskManager
+
+SOON = 20.0
+MANAGERS: dict[str, Any] = {"fast": TaskManager, "plain": plain_tasks.TaskManager}
+
+
+@pytest.fixture
+def hurried() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("kind", MANAGERS)
+def test_the_standard_library_waits_for_all_of_them(hurried: None, kind: str) -> None:
+    async def nothing() -> int:
+        return 0
+
+    with MANAGERS[kind](max_concurrent=4) as tasks:
+        for turn in range(150):
+            held = threading.Event()
+            some = [tasks.submit(nothing if (turn + at) % 3 == 0 else int) for at in range(6)]
+            last = tasks.submit(held.wait, SOON)
+            first = wait([*some, last], SOON, return_when=FIRST_COMPLETED)
+            assert first.done
+            seen = []
+            for task in as_completed([*some, last], SOON):
+                seen.append(task)
+                if len(seen) == len(some):
+                    held.set()
+            assert len(seen) == len(set(seen)) == 7
+            again = [tasks.submit(int) for _ in range(6)]
+            assert not wait([*again, tasks.submit(int, turn)], SOON).not_done
+
+
+def test_an_end_counts_from_the_moment_in_which_the_watchers_are_told() -> None:
+    # Between the transition and the settling, with a condition that somebody holds: not done, and nobody
+    # who looks then is told twice.
+    ended, seen = threading.Event(), threading.Event()
+
+    def look(job: HasRecord, move: TaskTransition | None) -> None:
+        if move is not None and move.to_state is TaskState.COMPLETED:
+            ended.set()
+
+    with TaskManager(max_concurrent=1, on_move=look) as tasks:
+        held = threading.Event()
+        task: Task[bool] = tasks.submit(held.wait, SOON)
+        with task._condition:
+            held.set()
+            assert ended.wait(SOON)
+            with tasks._scheduler.lock:
+                assert task.state is TaskState.COMPLETED
+                assert not task.done()
+            task.add_done_callback(lambda _: seen.set())
+        assert task.result(SOON)
+        assert seen.wait(SOON)
+        check_manager(tasks)
