@@ -14,6 +14,7 @@ from tests.oracles import plain_tasks
 from tests.unit.test_task_invariants import check_manager
 from wiseflow_nb.records import HasRecord, TaskState, TaskTransition
 from wiseflow_nb.tasks import Task, TaskManager
+from wiseflow_nb.tasks._lives import perform
 
 SOON = 20.0
 MANAGERS: dict[str, Any] = {"fast": TaskManager, "plain": plain_tasks.TaskManager}
@@ -71,3 +72,47 @@ def test_an_end_counts_from_the_moment_in_which_the_watchers_are_told() -> None:
         assert task.result(SOON)
         assert seen.wait(SOON)
         check_manager(tasks)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("coroutine", [False, True])
+@pytest.mark.parametrize("kind", MANAGERS)
+def test_a_callback_that_raises_anything_loses_no_task(kind: str, coroutine: bool, error: type[BaseException]) -> None:
+    async def nothing() -> int:
+        return 0
+
+    def bad(_: Any) -> None:
+        raise error("from a callback")
+
+    called = []
+    with MANAGERS[kind](max_concurrent=1) as tasks:
+        tasks.pause()
+        some = [tasks.submit(nothing if coroutine else int) for _ in range(4)]
+        cancelled = tasks.submit(int)
+        for task in (*some, cancelled):
+            task.add_done_callback(bad)
+            task.add_done_callback(called.append)
+        cancelled.cancel()
+        tasks.resume()
+        assert [task.result(SOON) for task in some] == [0] * 4
+        assert tasks.drain(SOON)
+    assert set(called) == {*some, cancelled}
+
+
+def test_all_that_follows_a_change_is_done_whatever_a_part_of_it_raises() -> None:
+    done = []
+
+    def bad() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        perform([bad, lambda: done.append(1)])
+    assert done == [1]
+
+
+def test_failing_callbacks_are_counted() -> None:
+    with TaskManager(max_concurrent=1) as tasks:
+        task = tasks.submit(int)
+        task.result(SOON)
+        task.add_done_callback(lambda _: 1 // 0)
+        assert tasks._scheduler.callback_failures == 1

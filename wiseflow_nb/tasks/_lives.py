@@ -8,6 +8,7 @@ code, handing work to the pool.
 from __future__ import annotations
 
 import functools
+import logging
 import random
 import threading
 import time
@@ -32,6 +33,7 @@ from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
 from wiseflow_nb.tasks.task import FINISHED, Task, ending
 
+logger = logging.getLogger("wiseflow_nb.tasks")
 #: Bound of a stored traceback, in characters; the end is what tells most.
 TRACEBACK_KEPT = 8192
 
@@ -74,6 +76,8 @@ class Lives:
         #: Plain handlers that are over their budget and have not returned.
         self.overdue: list[_cleanup.Handler] = []
         self.cleanup_failures = 0
+        #: Done-callbacks that raised.
+        self.callback_failures = 0
         self.closed = False
         self.retries_allowed = True
         #: Set while every task submitted so far has been settled.
@@ -460,9 +464,21 @@ def lenders(job: Job) -> list[Priority]:
 
 
 def perform(effects: Effects) -> None:
-    """Do what had to wait for the lock's release; effects may append further ones."""
+    """Do what had to wait for the lock's release; effects may append further ones.
+
+    Each is done whatever another raises: it may be all that a task waits for. What was raised is logged,
+    and an interrupt, which only the main thread is sent, is raised again at the end.
+    """
+    interrupt: KeyboardInterrupt | None = None
     for effect in effects:
-        effect()
+        try:
+            effect()
+        except BaseException as error:  # a pool, a coroutine or a loop of the caller's
+            logger.exception("what follows a change of a task failed")
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def short(error: BaseException | None, reason: str = "") -> str:

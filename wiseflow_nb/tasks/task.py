@@ -185,9 +185,11 @@ class Task(Future[T]):
             callbacks, self._callbacks = self._callbacks, None
         if callbacks:
             before, _ending.scheduler = settling(), self._scheduler
-            for fn in callbacks:
-                _call(fn, self)
-            _ending.scheduler = before
+            try:
+                for fn in callbacks:
+                    _call(fn, self)
+            finally:
+                _ending.scheduler = before
 
     def _value(self) -> T:
         # What the standard library's ``result`` does, for a task that has ended.
@@ -242,7 +244,9 @@ def settling() -> Scheduler | None:
 
 
 def _call(fn: Callable[[Any], object], task: Task[Any]) -> None:
+    # Whatever it raises ends the callback and nothing else: the thread has tasks of others to go on with.
     try:
         fn(task)
-    except Exception:  # the caller's callback: logged, as the standard library does, and the next one is called
+    except BaseException:  # the caller's callback: counted and logged, and the next one is called
+        task._scheduler.callback_failures += 1
         logger.exception("a callback of %r failed", task)
