@@ -163,7 +163,7 @@ class Ledger:
         assert self._on_move is not None
         try:
             self._on_move(job, transition)
-        except Exception:  # the caller's code: counted, and logged once with its traceback
+        except BaseException:  # the caller's code: counted, and logged once with its traceback
             self.callback_failures += 1
             if self.callback_failures == 1:
                 logger.exception("on_change failed; further failures are counted only")

@@ -8,6 +8,7 @@ code, handing work to the pool.
 from __future__ import annotations
 
 import functools
+import logging
 import random
 import threading
 import time
@@ -30,8 +31,9 @@ from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
-from wiseflow_nb.tasks.task import FINISHED, Task
+from wiseflow_nb.tasks.task import FINISHED, Task, ending
 
+logger = logging.getLogger("wiseflow_nb.tasks")
 #: Bound of a stored traceback, in characters; the end is what tells most.
 TRACEBACK_KEPT = 8192
 
@@ -74,6 +76,8 @@ class Lives:
         #: Plain handlers that are over their budget and have not returned.
         self.overdue: list[_cleanup.Handler] = []
         self.cleanup_failures = 0
+        #: Done-callbacks that raised.
+        self.callback_failures = 0
         self.closed = False
         self.retries_allowed = True
         #: Set while every task submitted so far has been settled.
@@ -201,9 +205,12 @@ class Lives:
                         self.slots.push(child)
         task, job.task = job.task, None
         if task is not None:
-            # Under the lock, so that those that depend on it find the value; waking whoever waits follows.
+            # Under the lock, so that those that depend on it find the value. Where somebody may wait, the
+            # end is written when that one is told, which follows.
             task._result = attempt.value
-            task._end = FINISHED
+            with ending:
+                if task._made is None:
+                    task._end = FINISHED
         return task
 
     def _verdict(self, attempt: Attempt) -> TaskState:
@@ -341,9 +348,11 @@ class Lives:
             effects.append(job.call[0].close)  # never started: nothing will await it
         # The code may have run in them, and left there what leads to its error.
         job.variables = None
+        task, job.task = job.task, None
         if state is TaskState.COMPLETED:
             job.call = NO_CALL
-        task, job.task = job.task, None
+            if task is not None:
+                task._result = value  # those that depend on it may begin before it is settled
         if task is not None:
             effects.append(functools.partial(self._settle, job, task, state, value, error))
 
@@ -455,9 +464,21 @@ def lenders(job: Job) -> list[Priority]:
 
 
 def perform(effects: Effects) -> None:
-    """Do what had to wait for the lock's release; effects may append further ones."""
+    """Do what had to wait for the lock's release; effects may append further ones.
+
+    Each is done whatever another raises: it may be all that a task waits for. What was raised is logged,
+    and an interrupt, which only the main thread is sent, is raised again at the end.
+    """
+    interrupt: KeyboardInterrupt | None = None
     for effect in effects:
-        effect()
+        try:
+            effect()
+        except BaseException as error:  # a pool, a coroutine or a loop of the caller's
+            logger.exception("what follows a change of a task failed")
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def short(error: BaseException | None, reason: str = "") -> str:

@@ -280,7 +280,7 @@ def _arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return swapped(args, kwargs, _result_of)
     taken = [
         # The common case without a call: it has completed, and its value is there.
-        (value._result if value._end and value._job.code == COMPLETED else _result_of(value))
+        (value._result if value._job.code == COMPLETED else value)
         if type(value) is Task
         else value
         if type(value) in PLAIN
@@ -292,10 +292,6 @@ def _arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _result_of(task: Task[Any]) -> Any:
     # With trigger="all_done" a dependency may have ended otherwise: then the task itself is handed
-    # over. Not Task.result: on the loop that refuses to wait, and here there is at most a moment to
-    # wait, between the transition that made this task ready and the settling that follows it.
-    if task._job.code != COMPLETED:
-        return task
-    if not task._end:
-        task._wait(None)
-    return task._value()
+    # over. Not Task.result: a value is there from the transition on that made this task ready, and the
+    # settling follows it.
+    return task._result if task._job.code == COMPLETED else task

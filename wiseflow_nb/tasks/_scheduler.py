@@ -340,7 +340,7 @@ class Scheduler(Lives):
                 if back:
                     slots.coming += 1
                 self._dispatch(effects)
-        if task is not None and (task._made is not None or not ended.job.options.keep_result):
+        if task is not None and (not task._end or not ended.job.options.keep_result):
             self._announce(ended, task)
         if effects:
             perform(effects)
@@ -452,7 +452,7 @@ class Scheduler(Lives):
                 attempt = self._next_call(now, wall, effects, called=False)
             else:
                 self._dispatch(effects)
-        if task is not None and (task._made is not None or not ended.job.options.keep_result):
+        if task is not None and (not task._end or not ended.job.options.keep_result):
             self._announce(ended, task)
         if effects:
             perform(effects)

@@ -21,7 +21,9 @@ T = TypeVar("T")
 logger = logging.getLogger("wiseflow_nb.tasks")
 # The standard library's own words for a future's state: ``wait`` and ``as_completed`` look for them.
 _PENDING, _RUNNING, _CANCELLED, FINISHED = "PENDING", "RUNNING", "CANCELLED_AND_NOTIFIED", "FINISHED"
-_making = threading.Lock()
+# Held for two steps: while an end is written that nobody waits for, or a condition is set by the first
+# that does. Re-entrant, for a finaliser may come in between.
+ending = threading.RLock()
 _ending = threading.local()
 
 
@@ -42,9 +44,9 @@ class Task(Future[T]):
     """
 
     # Most tasks are never waited for by a thread: what the standard library's future makes for each
-    # (a condition, two lists) is made by the first that asks. The order of the stores is what makes
-    # that safe: who settles writes the end first and looks for a condition after it; who waits makes
-    # the condition first and looks for the end after it.
+    # (a condition, two lists) is made by the first that asks. As in the pool's future, once there is a
+    # condition the end is written only while it is held, and those that watch are told before it is
+    # released: ``wait`` and ``as_completed`` count on both. Until then ``ending`` stands in for it.
     _made: threading.Condition | None = None
     _watchers: list[Any] | None = None
     _callbacks: list[Callable[[Any], object]] | None = None
@@ -62,10 +64,11 @@ class Task(Future[T]):
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         made = self._made
         if made is None:
-            with _making:
+            fresh = threading.Condition()
+            with ending:
                 made = self._made
                 if made is None:
-                    made = self._made = threading.Condition()
+                    made = self._made = fresh
         return made
 
     @property
@@ -163,11 +166,14 @@ class Task(Future[T]):
     def _settle(self, value: Any, error: BaseException | None, cancelled: bool = False) -> None:
         # Once a task, by whoever made the last transition, without the manager's lock.
         self._result, self._exception = value, error
-        self._end = _CANCELLED if cancelled else FINISHED
-        made = self._made
-        if made is None:
-            return
+        end = _CANCELLED if cancelled else FINISHED
+        with ending:
+            made = self._made
+            if made is None:
+                self._end = end
+                return
         with made:
+            self._end = end
             for watcher in self._watchers or ():
                 if cancelled:
                     watcher.add_cancelled(self)
@@ -179,9 +185,11 @@ class Task(Future[T]):
             callbacks, self._callbacks = self._callbacks, None
         if callbacks:
             before, _ending.scheduler = settling(), self._scheduler
-            for fn in callbacks:
-                _call(fn, self)
-            _ending.scheduler = before
+            try:
+                for fn in callbacks:
+                    _call(fn, self)
+            finally:
+                _ending.scheduler = before
 
     def _value(self) -> T:
         # What the standard library's ``result`` does, for a task that has ended.
@@ -236,7 +244,9 @@ def settling() -> Scheduler | None:
 
 
 def _call(fn: Callable[[Any], object], task: Task[Any]) -> None:
+    # Whatever it raises ends the callback and nothing else: the thread has tasks of others to go on with.
     try:
         fn(task)
-    except Exception:  # the caller's callback: logged, as the standard library does, and the next one is called
+    except BaseException:  # the caller's callback: counted and logged, and the next one is called
+        task._scheduler.callback_failures += 1
         logger.exception("a callback of %r failed", task)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import logging
 import threading
 import traceback
 from abc import abstractmethod
@@ -32,6 +33,7 @@ from wiseflow_nb.records import Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _output
 from wiseflow_nb.tasks._admission import Admission
 
+logger = logging.getLogger("wiseflow_nb.tasks")
 #: Bound of a stored traceback, in characters; the end is what tells most.
 TRACEBACK_KEPT = 8192
 
@@ -325,9 +327,12 @@ class Lives:
 
 
 def perform(effects: Effects) -> None:
-    """Do what had to wait for the lock's release; effects may append further ones."""
+    """Do what had to wait for the lock's release, whatever one raises; effects may append further ones."""
     for effect in effects:
-        effect()
+        try:
+            effect()
+        except BaseException:
+            logger.exception("what follows a change of a task failed")
 
 
 def short(error: BaseException | None) -> str:

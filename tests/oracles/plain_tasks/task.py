@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import functools
+import logging
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from tests.oracles.plain_tasks._scheduler import Scheduler
 
 T = TypeVar("T")
+logger = logging.getLogger("wiseflow_nb.tasks")
 
 
 class Task(Future[T]):
@@ -99,6 +102,9 @@ class Task(Future[T]):
         with self._condition:
             self._result: T | None = None
 
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        super().add_done_callback(functools.partial(_call, fn))
+
     def __await__(self) -> Generator[Any, Any, T]:
         return self._scheduler.awaited(self).__await__()
 
@@ -112,3 +118,11 @@ class Task(Future[T]):
 
     def __repr__(self) -> str:
         return f"<Task {self.id} {self.name!r} {self.state}>"
+
+
+def _call(fn: Callable[[Any], object], task: Task[Any]) -> None:
+    # Whatever it raises ends the callback and nothing else.
+    try:
+        fn(task)
+    except BaseException:
+        logger.exception("a callback of %r failed", task)

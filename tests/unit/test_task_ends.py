@@ -1,0 +1,118 @@
+"""What waits for tasks from outside: told of an end once, in the moment from which it counts."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, as_completed, wait
+from typing import Any
+
+import pytest
+
+from tests.oracles import plain_tasks
+from tests.unit.test_task_invariants import check_manager
+from wiseflow_nb.records import HasRecord, TaskState, TaskTransition
+from wiseflow_nb.tasks import Task, TaskManager
+from wiseflow_nb.tasks._lives import perform
+
+SOON = 20.0
+MANAGERS: dict[str, Any] = {"fast": TaskManager, "plain": plain_tasks.TaskManager}
+
+
+@pytest.fixture
+def hurried() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("kind", MANAGERS)
+def test_the_standard_library_waits_for_all_of_them(hurried: None, kind: str) -> None:
+    async def nothing() -> int:
+        return 0
+
+    with MANAGERS[kind](max_concurrent=4) as tasks:
+        for turn in range(150):
+            held = threading.Event()
+            some = [tasks.submit(nothing if (turn + at) % 3 == 0 else int) for at in range(6)]
+            last = tasks.submit(held.wait, SOON)
+            first = wait([*some, last], SOON, return_when=FIRST_COMPLETED)
+            assert first.done
+            seen = []
+            for task in as_completed([*some, last], SOON):
+                seen.append(task)
+                if len(seen) == len(some):
+                    held.set()
+            assert len(seen) == len(set(seen)) == 7
+            again = [tasks.submit(int) for _ in range(6)]
+            assert not wait([*again, tasks.submit(int, turn)], SOON).not_done
+
+
+def test_an_end_counts_from_the_moment_in_which_the_watchers_are_told() -> None:
+    # Between the transition and the settling, with a condition that somebody holds: not done, and nobody
+    # who looks then is told twice.
+    ended, seen = threading.Event(), threading.Event()
+
+    def look(job: HasRecord, move: TaskTransition | None) -> None:
+        if move is not None and move.to_state is TaskState.COMPLETED:
+            ended.set()
+
+    with TaskManager(max_concurrent=1, on_move=look) as tasks:
+        held = threading.Event()
+        task: Task[bool] = tasks.submit(held.wait, SOON)
+        with task._condition:
+            held.set()
+            assert ended.wait(SOON)
+            with tasks._scheduler.lock:
+                assert task.state is TaskState.COMPLETED
+                assert not task.done()
+            task.add_done_callback(lambda _: seen.set())
+        assert task.result(SOON)
+        assert seen.wait(SOON)
+        check_manager(tasks)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("coroutine", [False, True])
+@pytest.mark.parametrize("kind", MANAGERS)
+def test_a_callback_that_raises_anything_loses_no_task(kind: str, coroutine: bool, error: type[BaseException]) -> None:
+    async def nothing() -> int:
+        return 0
+
+    def bad(_: Any) -> None:
+        raise error("from a callback")
+
+    called = []
+    with MANAGERS[kind](max_concurrent=1) as tasks:
+        tasks.pause()
+        some = [tasks.submit(nothing if coroutine else int) for _ in range(4)]
+        cancelled = tasks.submit(int)
+        for task in (*some, cancelled):
+            task.add_done_callback(bad)
+            task.add_done_callback(called.append)
+        cancelled.cancel()
+        tasks.resume()
+        assert [task.result(SOON) for task in some] == [0] * 4
+        assert tasks.drain(SOON)
+    assert set(called) == {*some, cancelled}
+
+
+def test_all_that_follows_a_change_is_done_whatever_a_part_of_it_raises() -> None:
+    done = []
+
+    def bad() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        perform([bad, lambda: done.append(1)])
+    assert done == [1]
+
+
+def test_failing_callbacks_are_counted() -> None:
+    with TaskManager(max_concurrent=1) as tasks:
+        task = tasks.submit(int)
+        task.result(SOON)
+        task.add_done_callback(lambda _: 1 // 0)
+        assert tasks._scheduler.callback_failures == 1
