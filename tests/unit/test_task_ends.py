@@ -116,3 +116,28 @@ def test_failing_callbacks_are_counted() -> None:
         task.result(SOON)
         task.add_done_callback(lambda _: 1 // 0)
         assert tasks._scheduler.callback_failures == 1
+
+
+@pytest.mark.parametrize("raised", [ValueError, SystemExit])
+@pytest.mark.parametrize("kind", ["thread", "async"])
+def test_an_error_whose_text_cannot_be_made_ends_its_task_all_the_same(kind: str, raised: type[BaseException]) -> None:
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise raised("no text")
+
+    def fail() -> None:
+        raise MuteError
+
+    async def fail_async() -> None:
+        raise MuteError
+
+    with TaskManager(max_concurrent=1) as tasks:
+        failed = tasks.options(cleanup=fail).submit(fail if kind == "thread" else fail_async)
+        after = tasks.options(dependencies=[failed]).submit(int)
+        assert isinstance(failed.exception(SOON), MuteError)
+        assert tasks.submit(int).result(SOON) == 0
+        record = tasks.get(failed.id)
+        assert record is not None
+        assert record.error == "MuteError: (its text could not be made)"
+        assert after.state is TaskState.SKIPPED
+        assert tasks.cleanup_failures == 1

@@ -15,7 +15,7 @@ from typing import Any
 from wiseflow_nb.context import TaskContext
 from wiseflow_nb.errors import TaskTimeoutError
 from wiseflow_nb.futures import settle
-from wiseflow_nb.pool._work import wants_context
+from wiseflow_nb.pool._work import told, wants_context
 from wiseflow_nb.tasks._loop import TaskLoop, logger
 from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions
 
@@ -143,4 +143,4 @@ def _name(function: Callable[..., Any]) -> str:
 
 def _told(handler: Handler, error: BaseException) -> str:
     logger.error("the cleanup handler %s failed", handler.name, exc_info=error)
-    return f"cleanup {handler.name} failed: {type(error).__name__}: {error}"
+    return f"cleanup {handler.name} failed: {told(error)}"

@@ -483,10 +483,23 @@ def perform(effects: Effects) -> None:
 
 def short(error: BaseException | None, reason: str = "") -> str:
     """An error's type and text; ``reason`` stands in for a text that is not there."""
-    return "" if error is None else ": ".join(filter(None, (type(error).__name__, str(error) or reason)))
+    if error is None:
+        return ""
+    try:
+        text = str(error)
+    except BaseException:  # noqa: BLE001  user code: an error that cannot be shown is still named
+        text = "(its text could not be made)"
+    return ": ".join(filter(None, (type(error).__name__, text or reason)))
 
 
 def describe(job: Job, error: BaseException | None, reason: str = "") -> None:
     """Write an error into a task's record."""
     job.error = short(error, reason)
-    job.traceback = "" if error is None else "".join(traceback.format_exception(error))[-TRACEBACK_KEPT:]
+    if error is None:
+        job.traceback = ""
+        return
+    try:
+        told = "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001  as above
+        told = job.error
+    job.traceback = told[-TRACEBACK_KEPT:]
