@@ -24,7 +24,7 @@ from wiseflow_nb.context import CancelToken, TaskContext, enter_task, leave_task
 from wiseflow_nb.errors import TaskCancelledError, TaskError, UsageError
 from wiseflow_nb.pool._process_wire import PREFIX, culprit, dumps, frame
 
-if sys.platform != "win32":
+with contextlib.suppress(ImportError):  # where it is missing there are no process tasks
     import resource
 
 #: How often a worker without word from its kernel looks whether that is still its parent, in seconds.
