@@ -25,7 +25,7 @@ from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import Priority, TaskRecord
 from wiseflow_nb.tasks._admission import Admission
-from wiseflow_nb.tasks._loop import HostLoop, LoopThread, TaskLoop
+from wiseflow_nb.tasks._loop import TaskLoop, chosen_loop
 from wiseflow_nb.tasks._stalled import StalledTask, find_stalled
 from wiseflow_nb.tasks._views import TaskFunction, TaskResults, TaskView
 
@@ -101,7 +101,7 @@ class TaskManager:
     ) -> None:
         given = settings if settings is not None else Settings.model_validate({})
         limit = _limit(given.max_concurrent_tasks if max_concurrent is None else max_concurrent)
-        chosen = _loop(loop)
+        chosen = chosen_loop(loop)
         self._own_pool: ThreadPoolManager | None = None
         if pool is None:
             wanted = max(given.max_thread_workers, max_concurrent or 1)
@@ -531,19 +531,6 @@ class TaskManager:
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.counts().items() if count)
         return f"<TaskManager {counts or 'empty'}; at most {self.max_concurrent} at once>"
-
-
-def _loop(which: str | TaskLoop) -> TaskLoop:
-    if which == "own":
-        return LoopThread("wiseflow-tasks")
-    if which == "kernel":
-        try:
-            return HostLoop(asyncio.get_running_loop())
-        except RuntimeError:
-            raise UsageError("loop='kernel' needs a loop that runs here, and none does; use loop='own'") from None
-    if isinstance(which, str):
-        raise UsageError(f"loop {which!r} is unknown; give 'own' or 'kernel'")
-    return which
 
 
 def _limit(count: int) -> int:
