@@ -29,6 +29,7 @@ from wiseflow_nb.errors import PoolClosedError, TaskCancelledError
 from wiseflow_nb.pool._deques import DequeQueue
 from wiseflow_nb.pool._exit import join_at_exit
 from wiseflow_nb.pool._future import PoolFuture
+from wiseflow_nb.pool._gauge import CpuGauge
 from wiseflow_nb.pool._work import PoolRecord, PoolStats, logger, run_cleanups, told
 from wiseflow_nb.records import Priority
 
@@ -63,7 +64,7 @@ def take(lock: threading.RLock) -> None:
 class Worker:
     """One thread of a crew, and what it is at."""
 
-    __slots__ = ("bell", "cpu_mark", "dismissed", "fresh", "started", "thread", "work")
+    __slots__ = ("bell", "chained", "dismissed", "fresh", "gauge", "started", "thread", "work")
 
     def __init__(self) -> None:
         self.thread: threading.Thread
@@ -71,8 +72,10 @@ class Worker:
         self.started = 0.0
         #: Whether it has not looked for work yet.
         self.fresh = True
-        #: The thread's CPU time in ns when it was last read, or -1 if other code has run since.
-        self.cpu_mark = -1
+        #: Made by its own thread.
+        self.gauge: CpuGauge | None = None
+        #: Whether nothing but the pool's own steps has run since the gauge's last step.
+        self.chained = False
         #: Whether it is to end as soon as nothing is left to do.
         self.dismissed = False
         self.bell = threading.Lock()
@@ -92,7 +95,7 @@ class Crew:
         initargs: tuple[Any, ...],
     ) -> None:
         # A call saved on each of three readings a task.
-        system = type(clock) is SystemClock
+        self._machine_time = system = type(clock) is SystemClock
         self.monotonic = time.monotonic if system else clock.monotonic
         self._epoch = time.time if system else clock.time
         self._prefix = prefix
@@ -214,7 +217,7 @@ class Crew:
             if me.fresh:
                 me.fresh = False
                 self._starting -= 1
-            me.cpu_mark = -1
+            me.chained = False
             while (work := self._claim(me)) is None:
                 surplus = me.dismissed or len(self._workers) > self._limit
                 if surplus or self._closed or self._broken or not self._wait(me):
@@ -299,8 +302,11 @@ class Crew:
         assert fn is not None
         value: Any = None
         error: BaseException | None = None
-        # One reading a task: where nothing ran since the last task's end, that reading is this one's start.
-        cpu_before = me.cpu_mark if me.cpu_mark >= 0 else time.thread_time_ns()
+        gauge = me.gauge
+        if gauge is None:
+            gauge = me.gauge = CpuGauge()
+        elif not me.chained:
+            gauge.start()
         _current.set(work)
         try:
             value = fn(*args) if kwargs is None else fn(*args, **kwargs)
@@ -312,11 +318,14 @@ class Crew:
         # Freeing its own arguments is the task's own cost.
         del fn, args, kwargs
         work._fn, work._args, work._kwargs = None, (), None
-        ended = self.monotonic()
-        cpu_after = time.thread_time_ns()
+        cpu = gauge.step()
         queued = me.started - work._queued_at
-        wall = ended - me.started
-        cpu = (cpu_after - cpu_before) / 1e9
+        if self._machine_time:
+            wall = gauge.wall - me.started
+            if cpu > wall:
+                cpu = wall  # without what the pool did in between
+        else:
+            wall = self.monotonic() - me.started
         figures = (work._number, work._name, work._priority, work._submitted_seconds, queued, wall, cpu)
         row: Row | RemoteRow | PoolRecord = figures
         if error is not None:
@@ -353,7 +362,7 @@ class Crew:
                 work._state = FINISHED
                 if value is None and error is None:
                     # Nothing of the user's runs in between, not even the end of a dropped result.
-                    me.cpu_mark = cpu_after
+                    me.chained = True
                     following = self._claim(me)
         finally:
             lock.release()

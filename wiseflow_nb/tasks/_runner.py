@@ -13,7 +13,6 @@ import contextlib
 import functools
 import inspect
 import sys
-import time
 import types
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from wiseflow_nb.context import _current, enter_task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
+from wiseflow_nb.pool._gauge import CpuGauge
 from wiseflow_nb.tasks import _cleanup
 from wiseflow_nb.tasks._graph import PLAIN, swapped, swapped_value
 from wiseflow_nb.tasks._job import Attempt, Job
@@ -33,42 +33,6 @@ if TYPE_CHECKING:
 
 #: After so long a runner lets the loop's other work have its turn, and a worker the pool's.
 SLICE_SECONDS = 0.002
-
-
-#: A step shorter than this counts its wall time as CPU time: it cannot have been off the CPU for longer.
-SHORT_SECONDS = 50e-6
-#: So old may the reading of the thread's CPU clock be that a longer step is measured against.
-STALE_SECONDS = 250e-6
-
-
-class CpuGauge:
-    """The CPU time of one step after the other on this thread.
-
-    The thread's CPU clock is a system call, which costs more than a small step itself; so it is read
-    after each longer step, and for short ones only as often as keeps the last reading fresh. A step's
-    figure is never more than its wall time, and at most ``STALE_SECONDS`` over what it really took.
-    """
-
-    __slots__ = ("_cpu", "_read", "wall")
-
-    def __init__(self) -> None:
-        self.start()
-
-    def start(self) -> float:
-        """A step begins after a pause; return the moment (monotonic seconds)."""
-        self._cpu = time.thread_time()
-        self.wall = self._read = time.monotonic()
-        return self.wall
-
-    def step(self) -> float:
-        """A step ends and the next begins; return the CPU seconds of the one that ended."""
-        now = time.monotonic()
-        spent = now - self.wall
-        self.wall = now
-        if spent >= SHORT_SECONDS or now - self._read > STALE_SECONDS:
-            before, self._cpu, self._read = self._cpu, time.thread_time(), now
-            return min(spent, self._cpu - before)
-        return spent
 
 
 class Runner:
