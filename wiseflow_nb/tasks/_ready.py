@@ -1,10 +1,12 @@
 """The ready queue of one kind of task: four classes, in order of creation within a class, with ageing.
 
-Tasks become ready nearly in order of creation, so a class is a deque that is appended to, and a heap
-beside it for those that come late. A task that is taken out, or changes its class, stays behind as an
-entry that no longer counts and is passed over when it comes up: what a task's entry says is true only
-where the task's own ``place`` says the same. An old entry of a task that has come back to the same
-class is true again, and stands where the task belongs: the order is by number, and a number is for life.
+Tasks become ready nearly in order of creation, and then they also climb in that order: a class is a
+deque that is appended to, whose head is the first to run and the first to climb. Whatever comes late,
+or comes again, or changes its class, goes to a heap by number, and to another by when it climbs. A task
+that is taken out, or moves, stays behind as an entry that no longer counts and is passed over when it
+comes up: an entry is true only where the task's own ``place`` names it. A heap's entry of a task that
+has come back there is true again, and stands where the task belongs: the order is by number, and a
+number is for life. A deque takes each task at most once.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ from wiseflow_nb.records import Priority
 from wiseflow_nb.tasks._job import Job
 
 _CEILING = int(AGEING_CEILING)
+#: A task's ``place`` is its class in the class's deque, and so much more in its heap.
+_IN_HEAP = len(Priority)
+#: Fewer remains than this are never worth a sweep.
+SWEEP_ABOVE = 64
 
 
 class ReadyQueue:
@@ -28,20 +34,18 @@ class ReadyQueue:
         self._live = [0] * len(Priority)
         self._orderly: tuple[deque[Job], ...] = tuple(deque() for _ in Priority)
         self._late: tuple[list[tuple[int, Job]], ...] = tuple([] for _ in Priority)
-        # When each task of a class climbs to the next, in order; those out of order in a heap. Two rows
-        # side by side: a pair for each task would be one more object to make and to keep.
-        self._climbs: tuple[deque[Job], ...] = tuple(deque() for _ in range(_CEILING))
-        self._dues: tuple[deque[float], ...] = tuple(deque() for _ in range(_CEILING))
+        # When those that are not in a deque climb to the next class.
         self._late_climbs: list[tuple[float, int, int, Job]] = []
+        self._sweep_at = SWEEP_ABOVE
+        #: No task climbs before this moment.
         self._next_climb = math.inf
 
     def items(self) -> list[Job]:
         """Every queued job, once."""
         found = {}
         for level in Priority:
-            for job in (*self._orderly[level], *(late for _, late in self._late[level])):
-                if job.place == level:
-                    found[job.number] = job
+            found.update({job.number: job for job in self._orderly[level] if job.place == level})
+            found.update({number: job for number, job in self._late[level] if job.place == level + _IN_HEAP})
         return list(found.values())
 
     def in_class(self, level: int) -> int:
@@ -50,48 +54,52 @@ class ReadyQueue:
 
     def push(self, job: Job) -> None:
         """Queue a job that is ready since ``job.ready_at``, in its own class."""
-        self.count += 1
-        level = job.level
-        if level == 1:
-            # Nearly always: of the usual class, and ready no earlier than what is queued.
-            dues, due = self._dues[1], job.ready_at + AGEING_SECONDS
-            orderly = self._orderly[1]
-            if orderly and dues and dues[-1] <= due and (last := orderly[-1]).place == 1 and last is not job:
-                job.place = 1
-                self._live[1] += 1
-                if last.number < job.number:
-                    orderly.append(job)
-                else:
-                    heapq.heappush(self._late[1], (job.number, job))
-                dues.append(due)
-                self._climbs[1].append(job)
+        # Plain numbers throughout: comparing members of an enumeration costs several times as much.
+        level = 1 if job.level is Priority.NORMAL else int(job.level)
+        if job.attempts:
+            self._enter_late(job, level)
+            return
+        orderly = self._orderly[level]
+        while orderly:
+            last = orderly[-1]
+            if last.place == level:
+                if last.number < job.number and last.ready_at <= job.ready_at:
+                    break
+                self._enter_late(job, level)
                 return
-        self._enter(job, int(level))
+            # What no longer counts at the end would make everything after it late.
+            orderly.pop()
+        else:
+            if level < _CEILING and (due := job.ready_at + AGEING_SECONDS) < self._next_climb:
+                self._next_climb = due
+        orderly.append(job)
+        job.place = level
+        self._live[level] += 1
+        self.count += 1
 
     def discard(self, job: Job) -> None:
         """Take a queued job out; one that is not queued stays so."""
         if job.place >= 0:
-            self._live[job.place] -= 1
-            job.place = -1
-            self.count -= 1
+            self._leave(job)
 
     def reprioritise(self, job: Job, now: float) -> None:
         """Put a queued job where its class belongs, keeping its age."""
         if job.place >= 0:
-            self._live[job.place] -= 1
-            self._enter(job, int(aged(job.level, job.ready_at, now)))
+            self._leave(job)
+            self._enter_late(job, int(aged(job.level, job.ready_at, now)))
 
     def pop(self, now: float) -> Job | None:
         """Take the job whose turn it is, or None when the queue is empty."""
         if now < self._next_climb and self._live[1] == self.count:
             # Nearly always: all of one class.
             orderly, late = self._orderly[1], self._late[1]
-            job = orderly[0] if orderly else None
-            if late and (job is None or late[0][0] < job.number):
-                job = heapq.heappop(late)[1]
-            elif job is not None:
-                orderly.popleft()
-            if job is not None and job.place == 1:
+            if late and (not orderly or late[0][0] < orderly[0].number):
+                job, place = heapq.heappop(late)[1], 1 + _IN_HEAP
+            elif orderly:
+                job, place = orderly.popleft(), 1
+            else:
+                return None
+            if job.place == place:
                 self._live[1] -= 1
                 self.count -= 1
                 job.place = -1
@@ -99,8 +107,13 @@ class ReadyQueue:
         head = self.head(now)
         if head is None:
             return None
-        self.discard(head[2])
-        return head[2]
+        job = head[2]
+        if job.place < _IN_HEAP:
+            self._orderly[job.place].popleft()
+        else:
+            heapq.heappop(self._late[job.place - _IN_HEAP])
+        self._leave(job)
+        return job
 
     def head(self, now: float) -> tuple[int, int, Job] | None:
         """What ``(-class, number)`` and job are first, or None."""
@@ -113,53 +126,52 @@ class ReadyQueue:
         orderly, late = self._orderly[level], self._late[level]
         while orderly and orderly[0].place != level:
             orderly.popleft()
-        while late and late[0][1].place != level:
+        while late and late[0][1].place != level + _IN_HEAP:
             heapq.heappop(late)
         if late and (not orderly or late[0][0] < orderly[0].number):
             return -level, late[0][0], late[0][1]
         job = orderly[0]
         return -level, job.number, job
 
-    def _enter(self, job: Job, level: int) -> None:
-        job.place = level
+    def _leave(self, job: Job) -> None:
+        self._live[job.place % _IN_HEAP] -= 1
+        job.place = -1
+        self.count -= 1
+
+    def _enter_late(self, job: Job, level: int) -> None:
+        job.place = level + _IN_HEAP
         self._live[level] += 1
-        orderly = self._orderly[level]
-        # What no longer counts at the end would make everything after it late.
-        while orderly and orderly[-1].place != level:
-            orderly.pop()
-        if not orderly or orderly[-1].number < job.number:
-            orderly.append(job)
-        elif orderly[-1] is not job:
-            heapq.heappush(self._late[level], (job.number, job))
+        self.count += 1
+        heapq.heappush(self._late[level], (job.number, job))
         if level < _CEILING:
             due = job.ready_at + AGEING_SECONDS * (level - job.level + 1)
-            climbs, dues = self._climbs[level], self._dues[level]
-            while climbs and climbs[0].place != level:
-                climbs.popleft()
-                dues.popleft()
             if due < self._next_climb:
                 self._next_climb = due
-            if not climbs or dues[-1] <= due:
-                climbs.append(job)
-                dues.append(due)
-            else:
-                heapq.heappush(self._late_climbs, (due, job.number, level, job))
+            climbs = self._late_climbs
+            heapq.heappush(climbs, (due, job.number, level, job))
+            if len(climbs) > self._sweep_at:
+                # Most have run before they would have climbed: they are not kept until then.
+                climbs[:] = [entry for entry in climbs if entry[3].place == entry[2] + _IN_HEAP]
+                heapq.heapify(climbs)
+                self._sweep_at = SWEEP_ABOVE + 2 * len(climbs)
 
     def _age(self, now: float) -> None:
-        for level, (climbs, dues) in enumerate(zip(self._climbs, self._dues, strict=True)):
-            while climbs and (dues[0] <= now or climbs[0].place != level):
-                dues.popleft()
-                self._climb(climbs.popleft(), level, now)
+        for level in range(_CEILING):
+            orderly = self._orderly[level]
+            while orderly and (orderly[0].place != level or orderly[0].ready_at + AGEING_SECONDS <= now):
+                job = orderly.popleft()
+                if job.place == level:
+                    self._climb(job, now)
         late = self._late_climbs
-        while late and (late[0][0] <= now or late[0][3].place != late[0][2]):
+        while late and (late[0][0] <= now or late[0][3].place != late[0][2] + _IN_HEAP):
             _, _, level, job = heapq.heappop(late)
-            self._climb(job, level, now)
-        heads = [dues[0] for dues in self._dues if dues]
+            # The class is worked out anew: an entry of an earlier stay in this class may come up early.
+            if job.place == level + _IN_HEAP and aged(job.level, job.ready_at, now) > level:
+                self._climb(job, now)
+        heads = [orderly[0].ready_at + AGEING_SECONDS for orderly in self._orderly[:_CEILING] if orderly]
         heads += [item[0] for item in late[:1]]
         self._next_climb = min(heads, default=math.inf)
 
-    def _climb(self, job: Job, level: int, now: float) -> None:
-        # The class is worked out anew: an entry of an earlier stay in this class may come up early.
-        if job.place == level and aged(job.level, job.ready_at, now) > level:
-            self._live[level] -= 1
-            self._enter(job, int(aged(job.level, job.ready_at, now)))
+    def _climb(self, job: Job, now: float) -> None:
+        self._leave(job)
+        self._enter_late(job, int(aged(job.level, job.ready_at, now)))
