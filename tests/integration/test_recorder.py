@@ -22,6 +22,7 @@ import pytest
 from wiseflow_nb.config import load_settings
 from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import UsageError
+from wiseflow_nb.recorder import _backlog, _outbox
 from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.records import CommandResult, SessionState
 from wiseflow_nb.session import Session, open_session, sessions
@@ -341,12 +342,12 @@ def test_a_recorder_that_dies_again_and_again_goes_on_on_a_thread() -> None:
 
 
 def test_what_cannot_be_kept_is_counted_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wiseflow_nb.recorder import client
-
-    monkeypatch.setattr(client, "PENDING_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr(_outbox, "PENDING_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr(_backlog, "ROWS_LIMIT", 20)
     with Session(title="flooded") as session:
         events = []
         session.bus.subscribe(events.append)
+        view = StoreView(session.directory)
         os.kill(session.recorder.pid, signal.SIGSTOP)
         try:
             for number in range(200):
@@ -359,7 +360,75 @@ def test_what_cannot_be_kept_is_counted_and_said_once(monkeypatch: pytest.Monkey
         finally:
             os.kill(session.recorder.pid, signal.SIGCONT)
         wait_until(lambda: session.sync(5))
+        wait_until(lambda: "rows_caught_up" in [event.kind for event in events])
         assert [event.kind for event in events].count("rows_dropped") == 1
+        assert (session.info.notice, view.info.notice) == ("", "")
+        dropped = session.recorder.dropped_rows
+        frame = view.events()
+        assert list(frame.kind).count("flood") + dropped == 200
+        assert frame.data[frame.kind == "rows_caught_up"].iloc[-1] == {"dropped_rows": dropped}
+        view.close()
+
+
+@pytest.mark.parametrize("how", ["stopped", "burst"])
+def test_the_record_is_right_in_the_end_whatever_did_not_fit(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_outbox, "PENDING_LIMIT_BYTES", 1_000_000 if how == "stopped" else 5_000)
+    monkeypatch.setattr(_backlog, "MOVES_LIMIT", 100)
+    if how == "burst":
+        monkeypatch.setattr(_backlog, "TASKS_AT_ONCE", 50)
+    count = 20_000 if how == "stopped" else 2000
+    with Session(title=how) as session:
+        events = []
+        session.bus.subscribe(events.append)
+        assert session.sync(10)
+        view = StoreView(session.directory)
+        if how == "stopped":
+            os.kill(session.recorder.pid, signal.SIGSTOP)
+        try:
+            tasks = [session.tasks.submit(int) for _ in range(count)]
+            assert [task.result(timeout=60) for task in tasks] == [0] * count
+            if how == "stopped":
+                wait_until(lambda: "rows_dropped" in [event.kind for event in events])
+                assert not session.sync(0.1)
+                assert "does not keep up" in session.info.notice
+        finally:
+            os.kill(session.recorder.pid, signal.SIGCONT)
+        assert session.sync(60)
+        dropped = session.recorder.dropped_rows
+        assert view.snapshot().task_counts == {"completed": count}
+        wait_until(lambda: session.info.notice == view.info.notice == "")
+        view.close()
+    assert dropped > 0
+    view = open_session(session.id)
+    assert view.snapshot().task_counts == {"completed": count}
+    frame = view.events()
+    assert frame.data[frame.kind == "rows_caught_up"].iloc[-1] == {"dropped_rows": dropped}
+    assert list(frame.kind).count("rows_dropped") == 1
+    report = view.report()
+    assert report.facts.dropped_rows == dropped
+    assert str(report).count(f"{dropped:,}") + str(report).count(f"{dropped} ") == 1
+    # What is missing is what was counted: three moves a task (born, started, ended).
+    moves = view._store().query("SELECT count(*) FROM transitions")[0][0]
+    assert moves + dropped == 3 * count
+    view.close()
+
+
+def test_a_session_that_ends_behind_a_stopped_recorder_has_every_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_outbox, "PENDING_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr(_backlog, "MOVES_LIMIT", 100)
+    session = Session(title="stopped").start()
+    assert session.sync(10)
+    os.kill(session.recorder.pid, signal.SIGSTOP)
+    tasks = [session.tasks.submit(int) for _ in range(2000)]
+    assert [task.result(timeout=60) for task in tasks] == [0] * 2000
+    session.close()
+    assert session.recorder.dropped_rows > 0
+    view = open_session(session.id)
+    assert view.snapshot().task_counts == {"completed": 2000}
+    assert view.report().facts.dropped_rows == session.recorder.dropped_rows
+    assert view.info.notice == ""
+    assert "session_closed" in set(view.events().kind)
+    view.close()
 
 
 def test_a_command_that_was_taken_by_a_killed_recorder_is_answered() -> None:

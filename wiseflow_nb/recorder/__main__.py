@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from wiseflow_nb.errors import WiseflowError
+from wiseflow_nb.recorder._launch import tell_failure
 from wiseflow_nb.recorder.protocol import config_from, decode
 from wiseflow_nb.recorder.run import run
 
@@ -50,8 +51,9 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         code = main()
-    except WiseflowError:
+    except WiseflowError as error:
         traceback.print_exc()
+        tell_failure(sys.stdout.buffer, error)
         code = 1
     sys.stderr.flush()
     # The reading thread may still block in a pipe that a forked child of the kernel holds open.

@@ -114,7 +114,7 @@ def gather(
         events=_events(record, begin),
         shutdowns=_shutdowns(record),
         thresholds={str(name): (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()},
-        dropped_rows=sum(int(_number(meta.get(key), 0.0)) for key in ("dropped_rows", "lost_rows")),
+        dropped_rows=sum(_count(meta.get(key)) for key in ("dropped_rows", "lost_rows")),
         task_counts=record.task_counts(),
     )
     here = facts.host_now == info.host and facts.boot_id_now == facts.boot_id
@@ -145,6 +145,10 @@ def _alerts(record: Record, facts: Facts, begin: float) -> tuple[AlertView, ...]
 
 def _number(value: Any, default: float = NAN) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else default
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def _newest(ended: float, *others: float) -> float:
