@@ -21,12 +21,13 @@ import pytest
 
 from wiseflow_nb.config import load_settings
 from wiseflow_nb.context import current_task
-from wiseflow_nb.errors import UsageError
+from wiseflow_nb.errors import RecorderError, StoreVersionError, UsageError
 from wiseflow_nb.recorder import _backlog, _outbox
 from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.records import CommandResult, SessionState
 from wiseflow_nb.session import Session, open_session, sessions
 from wiseflow_nb.store.reader import StoreReader
+from wiseflow_nb.store.writer import StoreWriter
 from wiseflow_nb.view import StoreView
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are POSIX")
@@ -429,6 +430,70 @@ def test_a_session_that_ends_behind_a_stopped_recorder_has_every_task(monkeypatc
     assert view.info.notice == ""
     assert "session_closed" in set(view.events().kind)
     view.close()
+
+
+def test_a_recorder_that_cannot_open_the_file_is_tried_again_until_it_can() -> None:
+    with Session(title="no room") as session:
+        told = []
+        session.bus.subscribe(lambda event: told.append((event.kind, event.message)))
+        assert session.sync(10)
+        killed = session.recorder.pid
+        path, aside = session.directory / "session.sqlite", session.directory / "aside"
+        # As a full disk does it: nothing can be opened for writing.
+        os.rename(path, aside)
+        path.mkdir()
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: "recorder_failed" in [kind for kind, _ in told])
+        why = dict(told)["recorder_failed"]
+        assert "nothing is recorded at present" in why
+        assert "cannot be opened for recording" in why
+        assert session.info.notice == why
+        assert session.tasks.submit(int).result(timeout=10) == 0
+        assert not session.sync(0.1)
+        path.rmdir()
+        os.rename(aside, path)
+        wait_until(lambda: "recorder_recovered" in [kind for kind, _ in told])
+        assert session.info.notice == ""
+        assert session.sync(10)
+        # Whatever kept it from the file, its process was not to blame.
+        assert (session.recorder.mode, session.recorder.restarts) == ("process", 1)
+        kinds = [kind for kind, _ in told]
+        assert [kinds.count(f"recorder_{what}") for what in ("restarted", "failed", "recovered")] == [1, 1, 1]
+    view = open_session(session.id)
+    assert view.task_history().state.tolist() == ["completed"]
+    assert {"recorder_failed", "recorder_recovered", "session_closed"} <= set(view.events().kind)
+    view.close()
+
+
+def test_a_session_ends_at_once_while_its_recorder_cannot_start() -> None:
+    session = Session(title="no recorder").start()
+    told = []
+    session.bus.subscribe(lambda event: told.append(event.kind))
+    path, aside = session.directory / "session.sqlite", session.directory / "aside"
+    assert session.sync(10)
+    os.rename(path, aside)
+    path.mkdir()
+    os.kill(session.recorder.pid, signal.SIGKILL)
+    wait_until(lambda: "recorder_failed" in told)
+    path.rmdir()
+    os.rename(aside, path)
+    assert session.tasks.submit(int).result(timeout=10) == 0
+    session.close()
+    view = open_session(session.id)
+    assert view.info.state is SessionState.ENDED
+    assert view.task_history().state.tolist() == ["completed"]
+    assert "session_closed" in set(view.events().kind)
+    view.close()
+
+
+def test_a_recorder_that_cannot_run_at_all_says_why_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def newer(self: StoreWriter) -> None:
+        raise StoreVersionError("the file is newer than this program")
+
+    monkeypatch.setattr(StoreWriter, "_open", newer)
+    session = Session(title="newer", recorder_enabled=False)
+    with pytest.raises(RecorderError, match="does not start: the file is newer"):
+        session.start()
 
 
 def test_a_command_that_was_taken_by_a_killed_recorder_is_answered() -> None:

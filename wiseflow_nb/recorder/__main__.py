@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 
 import psutil
@@ -52,9 +51,12 @@ if __name__ == "__main__":
     try:
         code = main()
     except WiseflowError as error:
-        traceback.print_exc()
         tell_failure(sys.stdout.buffer, error)
         code = 1
-    sys.stderr.flush()
+        # The log is on the same disk, which may be full. (A file that cannot be opened is tried again and again.)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"the recorder cannot run: {error}\n")
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     # The reading thread may still block in a pipe that a forked child of the kernel holds open.
     os._exit(code)

@@ -24,14 +24,17 @@ def mark_end(directory: str, unacked: Sequence[tuple[int, bytes]], reason: str, 
     The recorder is no more: the room that it kept for its last words serves for these.
     """
     room = LastRoom(Path(directory))
+    why: Exception | None = None
     for batches in (unacked, unacked, ()):
         try:
             _write(directory, batches, reason, clock)
             break
         except (WiseflowError, sqlite3.Error, OSError, ValueError, TypeError) as error:
             # Whatever the file is, closing a session raises nothing for it.
-            logger.warning("the session's end could not be recorded: %s", error)
+            why = error
             room.release()
+    else:
+        logger.warning("the session's end could not be recorded: %s", why)
     room.release()
 
 

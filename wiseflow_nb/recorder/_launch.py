@@ -43,11 +43,12 @@ class Started:
             self.process.wait()
 
     def how_it_ended(self) -> str:
-        """`` (signal 9)`` or `` (exit code 1)``; empty for a thread."""
-        if self.process is None:
-            return ""
-        code = self.process.wait()
-        return f" (signal {-code})" if code < 0 else f" (exit code {code})"
+        """`` (signal 9)`` or `` (exit code 1: why)``; empty for a thread that does not say."""
+        told = [self.failure] if self.failure else []
+        if self.process is not None:
+            code = self.process.wait()
+            told.insert(0, f"signal {-code}" if code < 0 else f"exit code {code}")
+        return f" ({': '.join(told)})" if told else ""
 
 
 def start_process(directory: str) -> Started | None:
@@ -95,7 +96,8 @@ def start_thread(clock: Clock) -> Started:
             try:
                 run(config_from(decode(first)["config"]), incoming, outgoing, clock=clock)
             except (WiseflowError, sqlite3.Error) as error:
-                logger.exception("the recorder's thread ended")
+                # Who started it tells why, once.
+                logger.info("the recorder's thread ended", exc_info=True)
                 tell_failure(outgoing, error)
 
     thread = threading.Thread(target=record, name="wiseflow-recorder", daemon=True)
