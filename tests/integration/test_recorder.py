@@ -219,6 +219,30 @@ def test_a_killed_kernel_leaves_a_crashed_session_with_samples_past_the_kill() -
     view.close()
 
 
+def test_a_stopped_recorder_whose_kernel_was_killed_is_not_said_to_have_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-c", _VICTIM], stdout=subprocess.PIPE, text=True)
+    number, recorder = json.loads(child.stdout.readline())
+    try:
+        os.kill(recorder, signal.SIGSTOP)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        view = open_session(number)
+        assert view.info.state is SessionState.CRASHED
+        told = str(view.report())
+        assert f"its recorder (process {recorder}) still runs" in told
+        assert "recorder ended too" not in told
+        view.close()
+    finally:
+        os.kill(recorder, signal.SIGCONT)
+    wait_until(lambda: not psutil.pid_exists(recorder))
+    view = open_session(number)
+    told = str(view.report())
+    assert "its recorder saw the kernel go" in told
+    assert "still runs" not in told
+    view.close()
+
+
 def test_an_interrupt_of_the_process_group_does_not_reach_the_recorder() -> None:
     with Session(title="interrupted") as session:
         assert os.getpgid(session.recorder.pid) != os.getpgid(os.getpid())

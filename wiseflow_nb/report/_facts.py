@@ -87,7 +87,8 @@ class Facts:
     or ran in the last minutes, with the states that were written (not LOST). ``host_now``,
     ``boot_id_now`` and ``boot_seconds_now`` are those of the machine that reads. ``oom_kills_now`` is
     the container's counter as it is read for the report, where nothing outlived a crash to read it
-    then; NaN elsewhere.
+    then; NaN elsewhere. ``recorder_lives`` is the process of a recorder that still runs though it has not
+    marked the end of a crashed session; 0 elsewhere.
     """
 
     info: SessionInfo
@@ -100,6 +101,7 @@ class Facts:
     boot_id_now: str = ""
     boot_seconds_now: float = NAN
     recorder_on_thread: bool = False
+    recorder_lives: int = 0
     first: Sample | None = None
     samples: tuple[Sample, ...] = ()
     tasks: tuple[TaskRecord, ...] = ()

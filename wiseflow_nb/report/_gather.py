@@ -62,6 +62,7 @@ def gather(
     boot_seconds: float,
     pid_namespace: str = "",
     count_kills: Callable[[Sequence[str]], float] | None = None,
+    still_runs: Callable[[Any], bool | None] | None = None,
 ) -> Facts:
     """Return the facts.
 
@@ -82,6 +83,9 @@ def gather(
     count_kills
         ``count_kills(paths)``: the OOM kills that these files count now. Asked where the recorder went
         with the kernel, and nobody was left to count. Default: not asked.
+    still_runs
+        ``still_runs(identity)``: whether that process runs, None where it cannot be seen. Asked of the
+        recorder of a crashed session that has no end mark. Default: not asked.
     """
     meta = record.meta()
     heartbeat = _number(meta.get("heartbeat"))
@@ -119,9 +123,15 @@ def gather(
     )
     here = facts.host_now == info.host and facts.boot_id_now == facts.boot_id
     same = here and pid_namespace == identity.get("pid_namespace")
+    if facts.crashed and not facts.marked and still_runs is not None and still_runs(meta.get("recorder")):
+        facts = replace(facts, recorder_lives=_pid(meta["recorder"]))
     if same and facts.crashed and not facts.marked and count_kills is not None:
         facts = replace(facts, oom_kills_now=count_kills(_paths(meta.get("kill_files"))))
     return replace(facts, alerts=_alerts(record, facts, begin))
+
+
+def _pid(identity: Any) -> int:
+    return int(identity["pid"])
 
 
 def _paths(value: Any) -> list[str]:

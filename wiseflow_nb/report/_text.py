@@ -64,6 +64,12 @@ def how_known(facts: Facts) -> tuple[str, ...]:
         ]
     else:
         lines = [f"crashed: there is no end mark, and neither its process nor a heartbeat is there; {beat}"]
+    if facts.recorder_lives:
+        age = duration(max(facts.now_seconds - facts.heartbeat_seconds, 0.0))
+        lines.append(
+            f"its recorder (process {facts.recorder_lives}) still runs, and last wrote {age} ago: if that is more than "
+            "some seconds, it hangs or was stopped, and writes the end when it goes on"
+        )
     alive = facts.last_alive
     if alive is not None:
         lines.append(
