@@ -22,7 +22,7 @@ import pytest
 from wiseflow_nb.config import load_settings
 from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import RecorderError, StoreVersionError, UsageError
-from wiseflow_nb.recorder import _backlog, _outbox
+from wiseflow_nb.recorder import _backlog, _outbox, _restarts
 from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.records import CommandResult, SessionState
 from wiseflow_nb.session import Session, open_session, sessions
@@ -391,7 +391,7 @@ def test_what_cannot_be_kept_is_counted_and_said_once(monkeypatch: pytest.Monkey
         dropped = session.recorder.dropped_rows
         frame = view.events()
         assert list(frame.kind).count("flood") + dropped == 200
-        assert frame.data[frame.kind == "rows_caught_up"].iloc[-1] == {"dropped_rows": dropped}
+        assert frame.data[frame.kind == "rows_caught_up"].iloc[-1] == {"dropped_rows": dropped, "dropped_tasks": 0}
         view.close()
 
 
@@ -427,7 +427,7 @@ def test_the_record_is_right_in_the_end_whatever_did_not_fit(how: str, monkeypat
     view = open_session(session.id)
     assert view.snapshot().task_counts == {"completed": count}
     frame = view.events()
-    assert frame.data[frame.kind == "rows_caught_up"].iloc[-1] == {"dropped_rows": dropped}
+    assert frame.data[frame.kind == "rows_caught_up"].iloc[-1] == {"dropped_rows": dropped, "dropped_tasks": 0}
     assert list(frame.kind).count("rows_dropped") == 1
     report = view.report()
     assert report.facts.dropped_rows == dropped
@@ -562,6 +562,39 @@ def test_a_recorder_that_fails_is_replaced_and_the_session_is_not_called_crashed
         assert view.info.state is SessionState.LIVE
         assert view.pause().ok
         view.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_recorder_that_ends_for_ever_is_told_of_once_and_tried_until_it_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_restarts, "FIRST_DELAY_SECONDS", 0.05)
+    monkeypatch.setattr(_restarts, "LONGEST_DELAY_SECONDS", 0.1)
+    ill = threading.Event()
+    ill.set()
+    healthy = Keeper._handle
+
+    def handle(self: Keeper, message: dict) -> None:
+        if message["t"] == "batch" and ill.is_set():
+            raise RuntimeError("a defect of the recorder's own")
+        healthy(self, message)
+
+    monkeypatch.setattr(Keeper, "_handle", handle)
+    with Session(title="ill", recorder_enabled=False) as session:
+        told = []
+        session.bus.subscribe(lambda event: told.append(event.kind))
+        assert session.tasks.submit(int).result(timeout=10) == 0
+        wait_until(lambda: session.recorder.restarts > _restarts.AT_ONCE + 3, timeout=60)
+        assert told.count("recorder_failed") == 1
+        assert "ended again and again" in session.info.notice
+        ill.clear()
+        wait_until(lambda: "recorder_recovered" in told)
+        assert session.info.notice == ""
+        assert session.sync(10)
+    view = open_session(session.id)
+    assert view.task_history().state.tolist() == ["completed"]
+    assert list(view.events().kind).count("recorder_failed") == 1
+    view.close()
 
 
 @pytest.mark.parametrize("value", [np.str_("epoch"), np.int64(3), b"abc", 1j], ids=lambda value: type(value).__name__)

@@ -59,6 +59,7 @@ def test_what_is_owed_is_bounded_and_the_newest_stays(monkeypatch: pytest.Monkey
     backlog.add(("task", Live(f"t{number}")) for number in range(5))
     backlog.add([("task", Live("t1"))])
     assert backlog.shed() == 2
+    assert (backlog.dropped_rows, backlog.dropped_tasks) == (2, 2)
     assert [task.task_id for task in backlog.portion()[1]] == ["t3", "t4", "t1"]
 
 
@@ -138,8 +139,9 @@ def test_who_falls_behind_is_told_at_once_and_once_more_when_all_is_on_record(be
     assert len(bench.tasks) == 100
     assert [event.kind for event in bench.published] == bench.events == ["rows_dropped", "rows_caught_up"]
     assert bench.outbox.dropped_rows > 0
-    assert bench.published[-1].data == {"dropped_rows": bench.outbox.dropped_rows}
-    assert bench.file["meta"] == {"dropped_rows": str(bench.outbox.dropped_rows), "trouble": '""'}
+    assert bench.published[-1].data == {"dropped_rows": bench.outbox.dropped_rows, "dropped_tasks": 0}
+    count = str(bench.outbox.dropped_rows)
+    assert bench.file["meta"] == {"dropped_rows": count, "dropped_tasks": "0", "trouble": '""'}
 
 
 def test_the_trouble_is_in_the_file_as_soon_as_anything_is(bench: Bench) -> None:
@@ -160,8 +162,18 @@ def test_one_that_falls_behind_again_and_again_is_told_of_once_a_minute(bench: B
     # The end tells the count, whatever was told before.
     bench.outbox.make(everything=True)
     bench.acknowledge()
-    assert bench.published[-1].data == {"dropped_rows": bench.outbox.dropped_rows}
+    assert bench.published[-1].data == {"dropped_rows": bench.outbox.dropped_rows, "dropped_tasks": 0}
     assert bench.file["meta"]["trouble"] == '""'
+
+
+def test_tasks_whose_last_state_is_given_up_are_counted_and_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backlog, "OWED_LIMIT", 30)
+    flood(bench, TaskState.COMPLETED)
+    settle(bench, lambda: bench.outbox.trouble == "")
+    missing = 100 - len(bench.tasks)
+    assert missing > 0
+    assert bench.file["meta"]["dropped_tasks"] == str(missing)
+    assert f"the last states of {missing} tasks" in bench.published[-1].message
 
 
 def test_nothing_is_kept_after_the_end() -> None:

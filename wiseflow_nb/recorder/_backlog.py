@@ -38,8 +38,8 @@ class Backlog:
         self._moves: list[TaskTransition] = []
         self._rows: dict[Any, tuple[str, Any]] = {}
         self._number = 0
-        #: Rows that were given up since the beginning.
-        self.dropped_rows = 0
+        #: Rows that were given up since the beginning, and how many of them were last states of tasks.
+        self.dropped_rows = self.dropped_tasks = 0
 
     def __bool__(self) -> bool:
         return bool(self._owed or self._moves or self._rows)
@@ -76,6 +76,7 @@ class Backlog:
         """There is no room: give up the oldest of what is over the bounds; return how many rows that were."""
         lost = max(0, len(self._moves) - MOVES_LIMIT)
         del self._moves[:lost]
+        self.dropped_tasks += max(0, len(self._owed) - OWED_LIMIT)
         for waiting, most in ((self._owed, OWED_LIMIT), (self._rows, ROWS_LIMIT)):
             for key in list(islice(waiting, max(0, len(waiting) - most))):
                 del waiting[key]

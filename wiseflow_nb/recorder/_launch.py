@@ -18,6 +18,7 @@ from wiseflow_nb.recorder._child import child_environment
 from wiseflow_nb.recorder.protocol import config_from, decode, encode
 from wiseflow_nb.store.paths import LOG_NAME
 
+LOOK_SECONDS = 0.1
 logger = logging.getLogger("wiseflow_nb.recorder")
 
 
@@ -36,6 +37,14 @@ class Started:
     ready: bool = False
     failure: str = ""
 
+    def wait(self, seconds: float) -> None:
+        """Wait for its first word, so long at most, and not for one that has ended."""
+        left = int(seconds / LOOK_SECONDS)
+        while left > 0 and not self.first_word.wait(LOOK_SECONDS):
+            # Its end may not be heard: a process that was forked just then can hold its pipe open.
+            ended = self.process is not None and self.process.poll() is not None
+            left = min(left - 1, 2) if ended else left - 1
+
     def end(self) -> None:
         """Let the process, if it is one, be no more."""
         if self.process is not None:
@@ -52,7 +61,13 @@ class Started:
 
 
 def start_process(directory: str) -> Started | None:
-    """Start a process that waits for its configuration; None where there can be none."""
+    """Start a process that waits for its configuration; None where there can be none.
+
+    Raises
+    ------
+    OSError
+        If there are no descriptors left to speak to it.
+    """
     if not sys.executable:
         return None
     try:
@@ -78,11 +93,23 @@ def start_process(directory: str) -> Started | None:
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdin, process.stdout:
-        return Started(os.dup(process.stdin.fileno()), os.fdopen(os.dup(process.stdout.fileno()), "rb"), process)
+        try:
+            to_write = os.dup(process.stdin.fileno())
+            return Started(to_write, os.fdopen(os.dup(process.stdout.fileno()), "rb"), process)
+        except OSError:
+            process.kill()
+            process.wait()
+            raise
 
 
 def start_thread(clock: Clock) -> Started:
-    """Start the same on a thread of this process; it waits for its configuration likewise."""
+    """Start the same on a thread of this process; it waits for its configuration likewise.
+
+    Raises
+    ------
+    OSError, RuntimeError
+        If there are no descriptors left, or no more threads can be started.
+    """
     from wiseflow_nb.recorder.run import run
 
     to_read, to_write = os.pipe()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wiseflow_nb.clock import Clock
-from wiseflow_nb.recorder._backlog import Backlog
+from wiseflow_nb.recorder._backlog import OWED_LIMIT, Backlog
 from wiseflow_nb.recorder._rows import batch_line
 from wiseflow_nb.recorder._wire import Wire
 from wiseflow_nb.records import EventRecord, TaskRecord, TaskTransition
@@ -132,7 +132,7 @@ class Outbox:
             backlog.add([take() for _ in range(len(self.pending))])
         while backlog and (everything or wire.unacked_bytes <= PENDING_LIMIT_BYTES):
             if backlog.dropped_rows != self._on_record:
-                backlog.add([self._count()])
+                backlog.add(self._counts())
             self._append(*backlog.portion())
         if backlog.shed():
             self._fall_behind()
@@ -152,9 +152,10 @@ class Outbox:
         if unwritable:
             self._leave_out(unwritable)
 
-    def _count(self) -> tuple[str, Any]:
+    def _counts(self) -> list[tuple[str, Any]]:
         self._on_record = self._backlog.dropped_rows
-        return "meta", {"key": "dropped_rows", "value": json.dumps(self._on_record)}
+        counts = {"dropped_rows": self._on_record, "dropped_tasks": self._backlog.dropped_tasks}
+        return [("meta", {"key": key, "value": json.dumps(count)}) for key, count in counts.items()]
 
     def _fall_behind(self) -> None:
         """The first rows were dropped: said at once, and in the file by a batch that needs no room."""
@@ -163,9 +164,9 @@ class Outbox:
         self._behind, self._whole_at = True, 0
         self.trouble = (
             f"the recorder does not keep up (over {PENDING_LIMIT_BYTES >> 20} MB wait for it) and rows are dropped: "
-            "what tasks went through in between; the last state of each is written when there is room"
+            f"what tasks went through in between; their last states, of {OWED_LIMIT:,} tasks, follow when there is room"
         )
-        rows = [self._count(), ("meta", {"key": "trouble", "value": json.dumps(self.trouble)})]
+        rows = [*self._counts(), ("meta", {"key": "trouble", "value": json.dumps(self.trouble)})]
         now = self._clock.monotonic()
         if now - self._behind_told > BEHIND_AGAIN_SECONDS:
             self._behind_told, self._to_tell_end = now, True
@@ -177,12 +178,16 @@ class Outbox:
     def _catch_up(self, *, last: bool) -> None:
         """All that waited is on its way: with it the record is complete but for what was dropped."""
         self._behind = False
-        rows = [self._count(), ("meta", {"key": "trouble", "value": '""'})]
+        rows = [*self._counts(), ("meta", {"key": "trouble", "value": '""'})]
         if self._to_tell_end or last:
             self._to_tell_end = False
             count = self._told = self._backlog.dropped_rows
-            text = f"the recorder keeps up again; rows dropped until then: {count:,}"
-            self._caught_up = EventRecord(self._clock.time(), "rows_caught_up", text, {"dropped_rows": count})
+            tasks = self._backlog.dropped_tasks
+            text = f"the recorder keeps up again; rows dropped until then: {count:,}" + (
+                f", the last states of {tasks:,} tasks among them" if tasks else ""
+            )
+            data = {"dropped_rows": count, "dropped_tasks": tasks}
+            self._caught_up = EventRecord(self._clock.time(), "rows_caught_up", text, data)
             rows.append(("event", self._caught_up))
         self._append(rows)
         self._whole_at = self._number

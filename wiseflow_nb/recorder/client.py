@@ -293,6 +293,12 @@ class RecorderClient:
 
     def _launch(self) -> str:
         """Start a recorder and wait for its first word; return why it cannot run, empty where it does."""
+        try:
+            return self._try_to_launch()
+        except (OSError, RuntimeError) as error:  # no descriptors, no more threads
+            return str(error)
+
+    def _try_to_launch(self) -> str:
         if not self._in_process:
             started = start_process(self._config.directory)
             if started is not None and (self._is_ready(started) or started.failure):
@@ -311,8 +317,9 @@ class RecorderClient:
         self._wire.open(started.to_write, lambda: self._greeting(own_process=started.process is not None))
         hearing = threading.Thread(target=self._hear, args=(started,), name="wiseflow-listen", daemon=True)
         hearing.start()
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
         self._threads += [thread for thread in (started.thread, hearing) if thread is not None]
-        started.first_word.wait(READY_SECONDS)
+        started.wait(READY_SECONDS)
         if started.ready:
             self._restarts.up(self._clock.monotonic())
             return True

@@ -113,6 +113,7 @@ class Facts:
     thresholds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     oom_kills_now: float = NAN
     dropped_rows: int = 0
+    dropped_tasks: int = 0
     task_counts: Mapping[str, int] = field(default_factory=dict)
 
     @property

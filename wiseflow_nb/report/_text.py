@@ -206,6 +206,10 @@ def missing_lines(facts: Facts) -> list[str]:
         since = next((item for item in facts.events if item.kind == "rows_dropped"), None)
         at = f", since {moment(since.time_seconds)[11:]}" if since is not None else ""
         lines.append(f"{many(facts.dropped_rows, 'row')} dropped{at}: more was recorded than could be written")
+        if facts.dropped_tasks:
+            lines.append(
+                f"of {many(facts.dropped_tasks, 'task')} the last state is among them: lost here, or not there"
+            )
     # What stands against the recording as a whole, where the record says so.
     notice = one_line(str(getattr(facts.info, "notice", "")), 200)
     lines += [notice] if notice else []
