@@ -46,14 +46,15 @@ class Backlog:
 
     def add(self, items: Iterable[tuple[str, Any]]) -> None:
         """Take (table, record) pairs; of a task, a cell and a value of the meta table only the newest is kept."""
-        owed = self._owed
+        owed, move = self._owed, self._moves.append
         for table, record in items:
             if table == "transition":
-                self._moves.append(record)
+                move(record)
             elif table == "task":
-                # The one that changed last stands last.
-                owed.pop(record.task_id, None)
-                owed[record.task_id] = record
+                task_id = record.task_id
+                if task_id in owed:
+                    del owed[task_id]  # the one that changed last stands last
+                owed[task_id] = record
             elif key := _KEYED.get(table):
                 name = record[key] if isinstance(record, dict) else getattr(record, key)
                 self._rows.pop((table, name), None)

@@ -100,15 +100,16 @@ class Outbox:
             self._make(everything)
             return not self._backlog
 
-    def try_to_make(self) -> None:
-        """Make batches; where another thread is at it, leave it to that one and the next."""
+    def try_to_make(self) -> bool:
+        """Make batches and return True; where another thread is at it, leave it to that one and the next."""
         if not self.lock.acquire(blocking=False):
             self.ring()
-            return
+            return False
         try:
             self._make(False)
         finally:
             self.lock.release()
+        return True
 
     def acknowledged(self, number: int) -> None:
         """Batches up to this number are on record: there may be room again."""

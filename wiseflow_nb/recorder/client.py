@@ -155,13 +155,13 @@ class RecorderClient:
         """Push what waits into the pipe now, from this thread: something is about to start."""
         outbox = self._outbox
         # Where more waits than fits, it waits with the rest.
-        if not outbox.crowded and self._clock.monotonic() - outbox.made_seconds > WRITE_THROUGH_SECONDS:
+        if self._clock.monotonic() - outbox.made_seconds > WRITE_THROUGH_SECONDS and not outbox.crowded:
             self.flush()
 
     def flush(self) -> None:
         """Encode what waits and write as much of it as the pipe takes; never blocks."""
-        self._outbox.try_to_make()
-        self._pump()
+        if self._outbox.try_to_make():
+            self._pump()
 
     def _pump(self) -> None:
         self._wire.pump()
