@@ -462,12 +462,14 @@ def test_a_pool_that_is_released_has_no_idle_process_either(tmp_path: Path) -> N
         wait_until(lambda: said(tmp_path / "said"))
         wait_until(lambda: pool.pending == 1)
         pool.release()
-        # What works goes on.
-        assert gone(idle)
-        assert pool.processes.pids() == [int(said(tmp_path / "said")[0])]
-        assert not future.done()
-        assert view.submit(pid_of).result(WAIT) != idle
-        pool.processes.kill()
+        try:
+            # What works goes on.
+            assert gone(idle)
+            assert pool.processes.pids() == [int(said(tmp_path / "said")[0])]
+            assert not future.done()
+            assert view.submit(pid_of).result(WAIT) != idle
+        finally:
+            pool.processes.kill()
 
 
 def test_a_session_that_closes_ends_its_workers(tmp_path: Path) -> None:
