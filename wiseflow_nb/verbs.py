@@ -11,6 +11,7 @@ from wiseflow_nb.clock import Clock
 from wiseflow_nb.config import Settings, canonical_name, is_secret
 from wiseflow_nb.errors import WiseflowError
 from wiseflow_nb.records import CommandResult, Priority, TaskRecord
+from wiseflow_nb.store.commands import refuse_secrets
 
 #: What ``shutdown`` gives the tasks to end, in seconds.
 SHUTDOWN_SECONDS = 30.0
@@ -103,7 +104,7 @@ class Verbs:
             self._not_idle()
             if verb in ("acknowledge", "silence"):
                 return self._alert_verb(verb, arguments, relayed)
-            result = self._task_verb(verb, arguments, who)
+            result = self._task_verb(verb, arguments, who, relayed)
         except (WiseflowError, ValueError, TypeError, KeyError) as error:
             return CommandResult(False, str(error))
         if verb in ("pause", "resume"):
@@ -112,7 +113,7 @@ class Verbs:
             self._event("command", f"{verb}: {result.message} (by {who})", verb=verb, ok=result.ok, who=who)
         return result
 
-    def _task_verb(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
+    def _task_verb(self, verb: str, arguments: dict[str, Any], who: str, relayed: bool) -> CommandResult:
         tasks = self._tasks
         task_id = str(arguments.get("task_id", ""))
         record = tasks.get(task_id) if task_id else None
@@ -139,6 +140,8 @@ class Verbs:
                 self._configure({"min_thread_workers": low, "max_thread_workers": high}, who)
                 return CommandResult(True, f"the pool has {low} to {high} workers")
             case "configure":
+                if relayed:
+                    refuse_secrets(arguments["changes"])
                 changed = self._configure(arguments["changes"], who)
                 keys = [canonical_name(name) for name in arguments["changes"]]
                 names = ", ".join(

@@ -72,7 +72,7 @@ def _hot_path(bench: Bench) -> None:
 
         def timed(body: Callable[[], None]) -> float:
             # Before the thread that encodes has its turn: its cost is the next figure.
-            pending = session.recorder._pending
+            pending = session.recorder._outbox.pending
             best = 1e9
             for _ in range(20):
                 pending.clear()
@@ -83,7 +83,7 @@ def _hot_path(bench: Bench) -> None:
             pending.clear()
             return best
 
-        with session.recorder._flush_lock:
+        with session.recorder._outbox.lock:
             cost = statistics.median(timed(change) - timed(nothing) for _ in range(bench.rounds))
     bench.note("a change of a task handed to the recorder", cost * 1e6, "microseconds", goal=2.0)
 

@@ -454,6 +454,24 @@ def test_workers_are_reused_and_end_when_idle() -> None:
     assert workers.pids() == []
 
 
+def test_a_pool_that_is_released_has_no_idle_process_either(tmp_path: Path) -> None:
+    with ThreadPoolManager(max_workers=3) as pool:
+        view = pool.options(kind="process")
+        future = view.submit(busy, tmp_path / "said")
+        idle = view.submit(pid_of).result(WAIT)
+        wait_until(lambda: said(tmp_path / "said"))
+        wait_until(lambda: pool.pending == 1)
+        pool.release()
+        try:
+            # What works goes on.
+            assert gone(idle)
+            assert pool.processes.pids() == [int(said(tmp_path / "said")[0])]
+            assert not future.done()
+            assert view.submit(pid_of).result(WAIT) != idle
+        finally:
+            pool.processes.kill()
+
+
 def test_a_session_that_closes_ends_its_workers(tmp_path: Path) -> None:
     with Session(title="workers") as session:
         future = session.pool.options(kind="process").submit(busy, tmp_path / "said")

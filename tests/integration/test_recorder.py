@@ -21,11 +21,13 @@ import pytest
 
 from wiseflow_nb.config import load_settings
 from wiseflow_nb.context import current_task
-from wiseflow_nb.errors import UsageError
+from wiseflow_nb.errors import RecorderError, StoreVersionError, UsageError
+from wiseflow_nb.recorder import _backlog, _outbox, _restarts
 from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.records import CommandResult, SessionState
 from wiseflow_nb.session import Session, open_session, sessions
 from wiseflow_nb.store.reader import StoreReader
+from wiseflow_nb.store.writer import StoreWriter
 from wiseflow_nb.view import StoreView
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are POSIX")
@@ -217,6 +219,30 @@ def test_a_killed_kernel_leaves_a_crashed_session_with_samples_past_the_kill() -
     view.close()
 
 
+def test_a_stopped_recorder_whose_kernel_was_killed_is_not_said_to_have_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-c", _VICTIM], stdout=subprocess.PIPE, text=True)
+    number, recorder = json.loads(child.stdout.readline())
+    try:
+        os.kill(recorder, signal.SIGSTOP)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        view = open_session(number)
+        assert view.info.state is SessionState.CRASHED
+        told = str(view.report())
+        assert f"its recorder (process {recorder}) still runs" in told
+        assert "recorder ended too" not in told
+        view.close()
+    finally:
+        os.kill(recorder, signal.SIGCONT)
+    wait_until(lambda: not psutil.pid_exists(recorder))
+    view = open_session(number)
+    told = str(view.report())
+    assert "its recorder saw the kernel go" in told
+    assert "still runs" not in told
+    view.close()
+
+
 def test_an_interrupt_of_the_process_group_does_not_reach_the_recorder() -> None:
     with Session(title="interrupted") as session:
         assert os.getpgid(session.recorder.pid) != os.getpgid(os.getpid())
@@ -341,12 +367,12 @@ def test_a_recorder_that_dies_again_and_again_goes_on_on_a_thread() -> None:
 
 
 def test_what_cannot_be_kept_is_counted_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wiseflow_nb.recorder import client
-
-    monkeypatch.setattr(client, "PENDING_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr(_outbox, "PENDING_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr(_backlog, "ROWS_LIMIT", 20)
     with Session(title="flooded") as session:
         events = []
         session.bus.subscribe(events.append)
+        view = StoreView(session.directory)
         os.kill(session.recorder.pid, signal.SIGSTOP)
         try:
             for number in range(200):
@@ -359,7 +385,139 @@ def test_what_cannot_be_kept_is_counted_and_said_once(monkeypatch: pytest.Monkey
         finally:
             os.kill(session.recorder.pid, signal.SIGCONT)
         wait_until(lambda: session.sync(5))
+        wait_until(lambda: "rows_caught_up" in [event.kind for event in events])
         assert [event.kind for event in events].count("rows_dropped") == 1
+        assert (session.info.notice, view.info.notice) == ("", "")
+        dropped = session.recorder.dropped_rows
+        frame = view.events()
+        assert list(frame.kind).count("flood") + dropped == 200
+        assert frame.data[frame.kind == "rows_caught_up"].iloc[-1] == {"dropped_rows": dropped, "dropped_tasks": 0}
+        view.close()
+
+
+@pytest.mark.parametrize("how", ["stopped", "burst"])
+def test_the_record_is_right_in_the_end_whatever_did_not_fit(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_outbox, "PENDING_LIMIT_BYTES", 1_000_000 if how == "stopped" else 5_000)
+    monkeypatch.setattr(_backlog, "MOVES_LIMIT", 100)
+    if how == "burst":
+        monkeypatch.setattr(_backlog, "TASKS_AT_ONCE", 50)
+    count = 20_000 if how == "stopped" else 2000
+    with Session(title=how) as session:
+        events = []
+        session.bus.subscribe(events.append)
+        assert session.sync(10)
+        view = StoreView(session.directory)
+        if how == "stopped":
+            os.kill(session.recorder.pid, signal.SIGSTOP)
+        try:
+            tasks = [session.tasks.submit(int) for _ in range(count)]
+            assert [task.result(timeout=60) for task in tasks] == [0] * count
+            if how == "stopped":
+                wait_until(lambda: "rows_dropped" in [event.kind for event in events])
+                assert not session.sync(0.1)
+                assert "does not keep up" in session.info.notice
+        finally:
+            os.kill(session.recorder.pid, signal.SIGCONT)
+        assert session.sync(60)
+        dropped = session.recorder.dropped_rows
+        assert view.snapshot().task_counts == {"completed": count}
+        wait_until(lambda: session.info.notice == view.info.notice == "")
+        view.close()
+    assert dropped > 0
+    view = open_session(session.id)
+    assert view.snapshot().task_counts == {"completed": count}
+    frame = view.events()
+    assert frame.data[frame.kind == "rows_caught_up"].iloc[-1] == {"dropped_rows": dropped, "dropped_tasks": 0}
+    assert list(frame.kind).count("rows_dropped") == 1
+    report = view.report()
+    assert report.facts.dropped_rows == dropped
+    assert str(report).count(f"{dropped:,}") + str(report).count(f"{dropped} ") == 1
+    # What is missing is what was counted: three moves a task (born, started, ended).
+    moves = view._store().query("SELECT count(*) FROM transitions")[0][0]
+    assert moves + dropped == 3 * count
+    view.close()
+
+
+def test_a_session_that_ends_behind_a_stopped_recorder_has_every_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_outbox, "PENDING_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr(_backlog, "MOVES_LIMIT", 100)
+    session = Session(title="stopped").start()
+    assert session.sync(10)
+    os.kill(session.recorder.pid, signal.SIGSTOP)
+    tasks = [session.tasks.submit(int) for _ in range(2000)]
+    assert [task.result(timeout=60) for task in tasks] == [0] * 2000
+    session.close()
+    assert session.recorder.dropped_rows > 0
+    view = open_session(session.id)
+    assert view.snapshot().task_counts == {"completed": 2000}
+    assert view.report().facts.dropped_rows == session.recorder.dropped_rows
+    assert view.info.notice == ""
+    assert "session_closed" in set(view.events().kind)
+    view.close()
+
+
+def test_a_recorder_that_cannot_open_the_file_is_tried_again_until_it_can() -> None:
+    with Session(title="no room") as session:
+        told = []
+        session.bus.subscribe(lambda event: told.append((event.kind, event.message)))
+        assert session.sync(10)
+        killed = session.recorder.pid
+        path, aside = session.directory / "session.sqlite", session.directory / "aside"
+        # As a full disk does it: nothing can be opened for writing.
+        os.rename(path, aside)
+        path.mkdir()
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: "recorder_failed" in [kind for kind, _ in told])
+        why = dict(told)["recorder_failed"]
+        assert "nothing is recorded at present" in why
+        assert "cannot be opened for recording" in why
+        assert session.info.notice == why
+        assert session.tasks.submit(int).result(timeout=10) == 0
+        assert not session.sync(0.1)
+        path.rmdir()
+        os.rename(aside, path)
+        wait_until(lambda: "recorder_recovered" in [kind for kind, _ in told])
+        assert session.info.notice == ""
+        assert session.sync(10)
+        # Whatever kept it from the file, its process was not to blame.
+        assert (session.recorder.mode, session.recorder.restarts) == ("process", 1)
+        kinds = [kind for kind, _ in told]
+        assert [kinds.count(f"recorder_{what}") for what in ("restarted", "failed", "recovered")] == [1, 1, 1]
+    view = open_session(session.id)
+    assert view.task_history().state.tolist() == ["completed"]
+    assert {"recorder_failed", "recorder_recovered", "session_closed"} <= set(view.events().kind)
+    view.close()
+
+
+def test_a_session_ends_at_once_while_its_recorder_cannot_start() -> None:
+    session = Session(title="no recorder").start()
+    told = []
+    session.bus.subscribe(lambda event: told.append(event.kind))
+    path, aside = session.directory / "session.sqlite", session.directory / "aside"
+    assert session.sync(10)
+    os.rename(path, aside)
+    path.mkdir()
+    os.kill(session.recorder.pid, signal.SIGKILL)
+    wait_until(lambda: "recorder_failed" in told)
+    path.rmdir()
+    os.rename(aside, path)
+    assert session.tasks.submit(int).result(timeout=10) == 0
+    session.close()
+    view = open_session(session.id)
+    assert view.info.state is SessionState.ENDED
+    assert view.task_history().state.tolist() == ["completed"]
+    assert "session_closed" in set(view.events().kind)
+    view.close()
+
+
+def test_a_recorder_that_cannot_run_at_all_says_why_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def newer(self: StoreWriter) -> None:
+        raise StoreVersionError("the file is newer than this program")
+
+    monkeypatch.setattr(StoreWriter, "_open", newer)
+    session = Session(title="newer", recorder_enabled=False)
+    with pytest.raises(RecorderError, match="does not start: the file is newer"):
+        session.start()
 
 
 def test_a_command_that_was_taken_by_a_killed_recorder_is_answered() -> None:
@@ -404,6 +562,39 @@ def test_a_recorder_that_fails_is_replaced_and_the_session_is_not_called_crashed
         assert view.info.state is SessionState.LIVE
         assert view.pause().ok
         view.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_recorder_that_ends_for_ever_is_told_of_once_and_tried_until_it_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_restarts, "FIRST_DELAY_SECONDS", 0.05)
+    monkeypatch.setattr(_restarts, "LONGEST_DELAY_SECONDS", 0.1)
+    ill = threading.Event()
+    ill.set()
+    healthy = Keeper._handle
+
+    def handle(self: Keeper, message: dict) -> None:
+        if message["t"] == "batch" and ill.is_set():
+            raise RuntimeError("a defect of the recorder's own")
+        healthy(self, message)
+
+    monkeypatch.setattr(Keeper, "_handle", handle)
+    with Session(title="ill", recorder_enabled=False) as session:
+        told = []
+        session.bus.subscribe(lambda event: told.append(event.kind))
+        assert session.tasks.submit(int).result(timeout=10) == 0
+        wait_until(lambda: session.recorder.restarts > _restarts.AT_ONCE + 3, timeout=60)
+        assert told.count("recorder_failed") == 1
+        assert "ended again and again" in session.info.notice
+        ill.clear()
+        wait_until(lambda: "recorder_recovered" in told)
+        assert session.info.notice == ""
+        assert session.sync(10)
+    view = open_session(session.id)
+    assert view.task_history().state.tolist() == ["completed"]
+    assert list(view.events().kind).count("recorder_failed") == 1
+    view.close()
 
 
 @pytest.mark.parametrize("value", [np.str_("epoch"), np.int64(3), b"abc", 1j], ids=lambda value: type(value).__name__)

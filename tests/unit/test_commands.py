@@ -319,16 +319,18 @@ def test_every_secret_setting_is_hidden_by_its_name() -> None:
         assert is_secret_name(name) == is_secret_name(f"WISEFLOW_{name.upper()}") == is_secret(name), name
 
 
-def test_a_secret_is_handed_up_and_not_kept(office: Office) -> None:
+def test_a_secret_is_refused_by_both_sides_and_not_kept(office: Office) -> None:
     number = office.insert("configure", '{"changes": {"Dashboard_Token": "sEcReT", "cpu_threshold": 80}}')
     office.desk.poll()
-    assert office.line.sent[0]["arguments"]["changes"]["Dashboard_Token"] == "sEcReT"
+    assert office.line.sent == []
+    status, ok, message = office.row(number)
+    assert (status, ok) == ("done", 0)
+    assert message.startswith("refused: DASHBOARD_TOKEN is secret")
     changes = {"dashboard_token": "sEcReT"}
-    with pytest.raises(CommandError, match="withdrawn"):
+    with pytest.raises(UsageError, match="DASHBOARD_TOKEN is secret"):
         send(office.outside, "configure", {"changes": changes}, who="me", now=office.clock.time(), timeout=0.01)
     kept = [row[0] for row in office.outside.execute("SELECT arguments FROM commands ORDER BY id")]
-    assert json.loads(kept[number - 1]) == {"changes": {"Dashboard_Token": "(hidden)", "cpu_threshold": 80}}
-    assert "sEcReT" not in "".join(kept)
+    assert [json.loads(text) for text in kept] == [{"changes": {"Dashboard_Token": "(hidden)", "cpu_threshold": 80}}]
     row = logged("configure", {"changes": {"dashboard_token": "sEcReT"}}, "me", CommandResult(True, ""), 1.0)
     assert "sEcReT" not in str(row)
 

@@ -297,6 +297,16 @@ def test_what_is_not_allowed_is_answered_and_not_done(page: Page, verb: str, arg
     assert page.take("settings", "result")[0]["ok"] is False
 
 
+def test_a_secret_is_refused_with_the_reason_and_the_remedy(page: Page) -> None:
+    open_page(page)
+    page.say("settings", type="verb", verb="configure", args=[{"dashboard_token": "sEcReT"}], request=1)
+    page.core.tick()
+    message = page.take("settings", "result")[0]["message"]
+    assert "DASHBOARD_TOKEN is secret" in message
+    assert "session.configure()" in message
+    assert "sEcReT" not in message
+
+
 def test_missing_arguments_are_answered(page: Page) -> None:
     open_page(page)
     page.say("tasks", type="verb", verb="cancel", args=[], request=1)

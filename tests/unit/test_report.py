@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html.parser
 import json
 import math
@@ -185,6 +186,23 @@ def test_a_report_tells_cause_work_figures_alerts_and_gaps(view: StoreView) -> N
     assert re.split(r" {2,}", lost.strip()) == ["task t1", "grow", "lost", "25 %", "20.0 s", "was running"]
     assert re.search(r"cell \[2\] +grow +unfinished", text)
     assert repr(report).startswith("<Report 20260101-000000-abcdef crashed: The OOM killer")
+
+
+def test_what_was_dropped_is_said_once_with_what_it_means(tmp_path: Path) -> None:
+    def told(name: str, **meta: Any) -> list[str]:
+        with contextlib.closing(StoreView(written(tmp_path / name, **meta))) as view:
+            return [line for line in str(view.report()).splitlines() if "dropped" in line or "among them" in line]
+
+    assert told("none") == []
+    assert told("moves", dropped_rows=7, dropped_tasks=0) == [
+        "  7 rows dropped: more was recorded than could be written"
+    ]
+    rows = told("tasks", dropped_rows=7, lost_rows=2, dropped_tasks=3)
+    assert rows[0].startswith("  9 rows dropped")
+    assert rows[1:] == ["  of 3 tasks the last state is among them: lost here, or not there"]
+    # Anybody can write the file.
+    assert told("odd", dropped_rows=NAN, lost_rows=[1], dropped_tasks=True) == []
+    assert told("odder", dropped_rows=-1, lost_rows="7", dropped_tasks=1e300) == []
 
 
 def test_a_report_is_json(view: StoreView) -> None:

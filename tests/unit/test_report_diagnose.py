@@ -22,6 +22,7 @@ from wiseflow_nb.records import (
 )
 from wiseflow_nb.report import Confidence, Facts, Shutdown, diagnose
 from wiseflow_nb.report._growth import cell_label, growth, growth_of, spans
+from wiseflow_nb.report._text import how_known
 
 MB = 1e6
 START = 1_700_000_000.0
@@ -322,6 +323,14 @@ def test_the_causes_of(name: str) -> None:
         assert cause.sentence.endswith(".")
         assert cause.evidence
         assert "nan" not in evidence
+
+
+def test_a_recorder_that_still_runs_is_not_said_to_have_ended() -> None:
+    assert "recorder" in [cause.kind for cause in diagnose(UNMARKED)]
+    lives = replace(UNMARKED, recorder_lives=4711)
+    assert "recorder" not in [cause.kind for cause in diagnose(lives)]
+    assert any("its recorder (process 4711) still runs" in line for line in how_known(lives))
+    assert not any("still runs" in line for line in how_known(UNMARKED))
 
 
 def test_what_was_out_of_memory_is_what_the_limit_belongs_to() -> None:

@@ -63,7 +63,7 @@ def test_the_client_tells_it_once_each_way_and_not_of_one_that_is_being_replaced
     client._ready.set()
     assert look(20, first) == ["recorder_silent"]
     assert "hangs" in client.trouble
-    assert [table for table, _ in client._pending] == ["event"]
+    assert [table for table, _ in client._outbox.pending] == ["event"]
     assert look(2, Sample(2.0, 2.0)) == ["recorder_heard"]
     assert client.trouble == ""
     client._settled.clear()

@@ -105,8 +105,27 @@ def test_sessions_of_every_directory_are_seen_and_opened(
 
 
 def test_the_answer_names_a_secret_setting_and_hides_its_value(session: Session, view) -> None:
-    assert view.configure({"dashboard_token": "sEcReT"}).message == "set DASHBOARD_TOKEN=(hidden)"
+    answer = session.view.configure({"dashboard_token": "sEcReT"})
+    assert answer.message == "set DASHBOARD_TOKEN=(hidden)"
+    assert session.sync()
     assert "sEcReT" not in view.commands().to_csv()
+
+
+def test_a_secret_from_another_process_is_refused_and_nowhere_written(session: Session) -> None:
+    with contextlib.closing(StoreView(session.directory)) as view:
+        answer = view.configure({"WISEFLOW_DASHBOARD_TOKEN": "sEcReT", "cpu_threshold": 50})
+        assert not answer.ok
+        assert "DASHBOARD_TOKEN is secret" in answer.message
+        assert "session.configure()" in answer.message
+        assert "sEcReT" not in answer.message
+        assert (session.settings.dashboard_token, session.settings.cpu_threshold) == ("", 90.0)
+        assert view.commands().empty
+    assert not any(b"sEcReT" in path.read_bytes() for path in session.directory.iterdir())
+    # Should it come all the same, as from a recorder of an older version.
+    relayed = session._asked("configure", {"changes": {"dashboard_token": "sEcReT"}}, "somebody")
+    assert not relayed.ok
+    assert "is secret" in relayed.message
+    assert session.settings.dashboard_token == ""
 
 
 def test_the_verbs(session: Session, view) -> None:

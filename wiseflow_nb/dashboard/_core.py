@@ -15,6 +15,7 @@ from wiseflow_nb.dashboard._attention import CellWatch, Inbox
 from wiseflow_nb.dashboard._widgets import AlertPanel, LivePlot, Overview, SettingsPanel, TaskTable, WiseflowWidget
 from wiseflow_nb.errors import WiseflowError
 from wiseflow_nb.records import CommandResult, SessionInfo, SessionState, Snapshot, to_json_dict
+from wiseflow_nb.store.commands import refuse_secrets
 from wiseflow_nb.view import SessionView
 
 #: What a view may raise without ending the dashboard.
@@ -243,6 +244,7 @@ class Core:
             return view.silence(str(args[0]), float(args[1]))
         if verb == "configure":
             changes = dict(args[0])
+            refuse_secrets(changes)
             foreign = sorted(set(changes) - set(payload.LIVE_SETTINGS))
             if foreign:
                 return CommandResult(False, f"{', '.join(foreign)} cannot be changed here")

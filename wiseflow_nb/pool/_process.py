@@ -121,6 +121,13 @@ class ProcessWorkers:
             self._news.notify_all()
         _end(idle)
 
+    def release(self) -> None:
+        """End the idle workers, a second at most; new ones start when there are calls again."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            self._news.notify_all()
+        _end(idle)
+
     def kill(self) -> None:
         """Kill every worker now; calls that run fail with ``WorkerLostError``."""
         self.close()

@@ -240,8 +240,9 @@ class ThreadPoolManager(Executor):
         self._tell_listeners()
 
     def release(self) -> None:
-        """End the workers that have nothing to do; new ones start when there is work again."""
+        """End the workers that have nothing to do, processes too; new ones start when there is work again."""
         self._crew.dismiss_idle()
+        self.processes.release()
 
     def blocked(self) -> AbstractContextManager[None]:
         """While a worker of this pool waits in this block for other work, one more worker may run.

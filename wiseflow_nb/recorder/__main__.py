@@ -6,12 +6,12 @@ import contextlib
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 
 import psutil
 
 from wiseflow_nb.errors import WiseflowError
+from wiseflow_nb.recorder._launch import tell_failure
 from wiseflow_nb.recorder.protocol import config_from, decode
 from wiseflow_nb.recorder.run import run
 
@@ -50,9 +50,13 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         code = main()
-    except WiseflowError:
-        traceback.print_exc()
+    except WiseflowError as error:
+        tell_failure(sys.stdout.buffer, error)
         code = 1
-    sys.stderr.flush()
+        # The log is on the same disk, which may be full. (A file that cannot be opened is tried again and again.)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"the recorder cannot run: {error}\n")
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     # The reading thread may still block in a pipe that a forked child of the kernel holds open.
     os._exit(code)

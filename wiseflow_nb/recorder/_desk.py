@@ -12,7 +12,7 @@ from wiseflow_nb.errors import UsageError
 from wiseflow_nb.recorder._link import Link
 from wiseflow_nb.records import EventRecord
 from wiseflow_nb.resources._sampler import Sampler
-from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES, STALE_AFTER_SECONDS, masked, validate
+from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES, STALE_AFTER_SECONDS, masked, refuse_secrets, validate
 from wiseflow_nb.store.writer import COMMANDS_AT_ONCE, StoreWriter
 
 
@@ -79,6 +79,7 @@ class CommandDesk:
             return
         try:
             arguments = validate(verb, _parsed(text))
+            refuse_secrets(arguments.get("changes", {}))
         except (UsageError, RecursionError) as error:
             self.answer(number, False, f"refused: {str(error)[:500]}")
             return

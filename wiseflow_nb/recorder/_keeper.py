@@ -57,7 +57,9 @@ class Keeper:
         self._desk = CommandDesk(writer, link, clock, lambda write: self._local.append(write), self.on_event)
         self._trimmer = Trimmer(config.retention_days * 86_400.0, config.retention_bytes // 2)
         self._sampler: Sampler | None = None
+        #: What came through the pipe: no more than the kernel keeps until it is acknowledged.
         self._waiting: list[list[Any]] = []
+        self._events: list[list[Any]] = []
         self._local: list[Callable[[], None]] = []
         self._acks: list[dict[str, Any]] = []
         self._applied = int(writer.get_meta("batch_seq") or 0) if config.resume else 0
@@ -78,11 +80,11 @@ class Keeper:
         self.kill_files: Callable[[], tuple[str, ...]] = tuple
         self._kill_files: tuple[str, ...] = ()
         self._more_to_forget = False
-        self.lost_rows = 0
+        self.lost_rows = _whole(writer.get_meta("lost_rows")) if config.resume else 0
         self.lost_samples = 0
         #: What came whole but fits no table.
         self.unwritable_rows = 0
-        self._lost_told = 0
+        self._lost_told = self.lost_rows
 
     @property
     def sampler(self) -> Sampler | None:
@@ -196,12 +198,11 @@ class Keeper:
         elif kind == "_alert":
             self._local.append(lambda: self._writer.alert(message["alert"]))
         elif kind == "_event":
-            self._waiting.append(["event", to_json_dict(message["event"])])
+            self._events.append(["event", to_json_dict(message["event"])])
         elif kind == "batch":
             if message["seq"] > self._applied:
                 self._applied = message["seq"]
                 self._waiting.extend(message["rows"])
-                self._bound(self._waiting)
                 self._tell_unwritable(message.get("torn", 0))
             self._acks.append({"t": "ack", "seq": message["seq"]})
         elif kind == "busy":
@@ -238,8 +239,8 @@ class Keeper:
         try:
             if writer.full_blocks:
                 writer.write_blocks(partial=False)
-            if self._waiting:
-                left_out = writer.apply(newest_rows(self._waiting))
+            if self._waiting or self._events:
+                left_out = writer.apply([*newest_rows(self._waiting), *self._events])
             for write in self._local:
                 write()
             if self._applied != self._applied_written:
@@ -249,7 +250,7 @@ class Keeper:
             self._failed(error)
             return False
         self._applied_written = self._applied
-        self._waiting, self._local = [], []
+        self._waiting, self._events, self._local = [], [], []
         self._tell_unwritable(left_out)
         for ack in self._acks[-1:]:
             self._link.send(ack)
@@ -266,6 +267,7 @@ class Keeper:
             self._writer.rollback()
         self._desk.look_again()
         self._bound(self._local)
+        self._bound(self._events)
         self.lost_samples += self._writer.give_up_blocks(WAITING_BLOCKS)
         if not self._failing:
             self._failing = True
@@ -356,12 +358,14 @@ class Keeper:
         since, self.silent_since = self.silent_since, None
         if since is not None:
             seconds = sample.time_seconds - since
-            text = f"the recorder was replaced: no samples for {seconds:.1f} s; what the kernel handed in is complete"
+            text = f"the recorder was replaced: no samples for {seconds:.1f} s; what the kernel handed in meanwhile follows"
             self._event("recorder_resumed", text, from_seconds=since, to_seconds=sample.time_seconds)
 
     def _tell_losses(self) -> None:
         if (lost := self.lost_rows + self.lost_samples) != self._lost_told:
             self._lost_told = lost
+            rows = self.lost_rows
+            self._local.append(lambda: self._writer.meta("lost_rows", rows))
             text = (
                 f"{self.lost_rows} rows and {self.lost_samples} samples were given up "
                 "while the session's file could not be written"
@@ -377,3 +381,7 @@ class Keeper:
 
     def _event(self, kind: str, message: str, **data: Any) -> None:
         self.on_event(EventRecord(self._clock.time(), kind, message, data))
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

@@ -6,54 +6,49 @@ recorder has committed it, so a recorder that dies is replaced and loses nothing
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import itertools
 import logging
-import os
-import select
-import sqlite3
 import subprocess
-import sys
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.errors import RecorderError, WiseflowError
-from wiseflow_nb.recorder._child import child_environment, widen
-from wiseflow_nb.recorder._rows import batch_line, rows_of
+from wiseflow_nb.recorder._end import mark_end
+from wiseflow_nb.recorder._forked import forget_in_children, forget_no_more
+from wiseflow_nb.recorder._launch import Started, start_process, start_thread
+from wiseflow_nb.recorder._outbox import Outbox
+from wiseflow_nb.recorder._restarts import Restarts
 from wiseflow_nb.recorder._silence import Silence
+from wiseflow_nb.recorder._wire import Wire
 from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings, decode, encode
 from wiseflow_nb.records import (
     AlertTransition,
     CommandResult,
     EventRecord,
     Sample,
-    TaskRecord,
-    TaskTransition,
     from_json_dict,
     to_json_dict,
 )
-from wiseflow_nb.store.paths import DATABASE_NAME, LOG_NAME
-from wiseflow_nb.store.writer import StoreWriter
+from wiseflow_nb.store.paths import LOG_NAME
 
 logger = logging.getLogger("wiseflow_nb.recorder")
-PENDING_LIMIT_BYTES = 8 * 1024 * 1024
-PENDING_LIMIT_ROWS = 200_000
 COALESCE_SECONDS = 0.05
 #: A start that must be on record before user code runs is written through, unless this was just done.
 WRITE_THROUGH_SECONDS = 0.001
 READY_SECONDS = 15.0
-#: More recorders than this within the window have ended: something here ends them, and it is given up.
-MOST_RESTARTS = 3
-RESTART_WINDOW_SECONDS = 60.0
-_KEYED = {"cell": "cell_id", "meta": "key"}
-_TROUBLES = frozenset({"store_failed", "store_deleted", "recorder_failed", "recorder_fallback", "rows_dropped"})
-_MENDED = frozenset({"store_recovered", "store_remade"})
+#: How long the end waits at most for a recorder that takes what waits.
+DRAIN_SECONDS = 30.0
+#: What an event says about the recording as a whole, and by which one it is over.
+_TROUBLES = {
+    "store_failed": "store_recovered",
+    "store_deleted": "store_remade",
+    "recorder_silent": "recorder_heard",
+    "recorder_failed": "recorder_recovered",
+    "recorder_fallback": "",
+}
 
 CommandHandler = Callable[[str, dict[str, Any], str], CommandResult]
 
@@ -89,42 +84,50 @@ class RecorderClient:
         self._in_process = in_process
         self.limit_source = ""
         self.pid = 0
-        self.dropped_rows = 0
-        self.unwritable_rows = 0
         self.restarts = 0
-        #: What is wrong with the recording now, for people; empty when all is well.
-        self.trouble = ""
-        self._silent_trouble = ""
-        self._restarted: collections.deque[float] = collections.deque(maxlen=MOST_RESTARTS + 1)
+        self._wire = Wire()
+        self._outbox = Outbox(self._wire, clock, self._publish)
+        #: Hand in a record (or a dict, or what gives a ``record`` when it is written) for a table; one append, never blocks.
+        self.put: Callable[[str, Any], None] = self._outbox.put
+        self._troubles: dict[str, str] = {}
+        self._restarts = Restarts()
         #: Clear while a recorder is being replaced.
         self._settled = threading.Event()
         self._settled.set()
         self._vanished = False
         self._silence = Silence()
-        self._pending: collections.deque[tuple[str, Any]] = collections.deque(maxlen=PENDING_LIMIT_ROWS)
-        self._wake = threading.Event()
-        self._flush_lock = threading.Lock()
-        self._write_lock = threading.Lock()
-        self._buffer = bytearray()
-        self._unacked: collections.deque[tuple[int, bytes]] = collections.deque()
-        self._unacked_bytes = 0
-        self._seq = 0
         self._numbers = itertools.count(1)
         self._answers: dict[int, CommandResult | None] = {}
         self._answered = threading.Condition()
         self._ready = threading.Event()
         self._ended = threading.Event()
+        self._closing = threading.Event()
+        #: Held to decide whether a recorder that ends now is replaced, or was asked to.
+        self._turn = threading.Lock()
         self._stopping = False
         self._busy = False
-        self._last_flush = -1.0
-        self._fd = -1
-        self._process: subprocess.Popen[bytes] | None = None
+        self._started: Started | None = None
         self._threads: list[threading.Thread] = []
 
     @property
     def mode(self) -> str:
         """``process`` or ``thread``."""
-        return "thread" if self._process is None else "process"
+        return "thread" if self._started is None or self._started.process is None else "process"
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the recording now, for people; empty when all is well."""
+        return "; ".join(filter(None, (*self._troubles.copy().values(), self._outbox.trouble)))
+
+    @property
+    def dropped_rows(self) -> int:
+        """How many rows were given up, as the recorder did not keep up."""
+        return self._outbox.dropped_rows
+
+    @property
+    def unwritable_rows(self) -> int:
+        """How many rows were left out, as they cannot be recorded."""
+        return self._outbox.unwritable_rows
 
     def start(self) -> None:
         """Start the recorder and wait until it is ready.
@@ -134,20 +137,15 @@ class RecorderClient:
         RecorderError
             If it runs neither in a process nor on a thread.
         """
-        _clients.add(self)
-        _register_fork_hook()
-        self._launch()
+        forget_in_children(self)
+        if failure := self._launch():
+            forget_no_more(self)
+            raise RecorderError(f"the recorder does not start: {failure}")
         flusher = threading.Thread(target=self._flush_loop, name="wiseflow-flush", daemon=True)
         flusher.start()
         self._threads.append(flusher)
 
-    # The hot path and what it feeds.
-
-    def put(self, table: str, record: Any) -> None:
-        """Hand in a record (or a dict, or what gives a ``record`` when it is written) for a table; one append, never blocks."""
-        self._pending.append((table, record))
-        if not self._wake.is_set():
-            self._wake.set()
+    # What is handed in.
 
     def put_meta(self, key: str, encoded_value: str) -> None:
         """Hand in one value (JSON text) of the meta table."""
@@ -155,83 +153,28 @@ class RecorderClient:
 
     def write_through(self) -> None:
         """Push what waits into the pipe now, from this thread: something is about to start."""
-        if self._clock.monotonic() - self._last_flush > WRITE_THROUGH_SECONDS:
+        outbox = self._outbox
+        # Where more waits than fits, it waits with the rest.
+        if self._clock.monotonic() - outbox.made_seconds > WRITE_THROUGH_SECONDS and not outbox.crowded:
             self.flush()
 
     def flush(self) -> None:
         """Encode what waits and write as much of it as the pipe takes; never blocks."""
-        if not self._flush_lock.acquire(blocking=False):
-            # Another thread is at it, and may have passed ours by: the flushing thread comes again.
-            self._wake.set()
-            return
-        try:
-            self._encode_pending()
-            self._last_flush = self._clock.monotonic()
-        finally:
-            self._flush_lock.release()
-        self._pump()
-
-    def _encode_pending(self) -> None:
-        take = self._pending.popleft
-        # Of a row only the newest state is worth writing; each transition is.
-        tasks: dict[str, Any] = {}
-        transitions: list[TaskTransition] = []
-        rows: dict[Any, tuple[str, Any]] = {}
-        for number in range(len(self._pending)):
-            table, record = take()
-            if table == "transition":
-                transitions.append(record)
-            elif table == "task":
-                tasks[record.task_id] = record
-            elif key := _KEYED.get(table):
-                name = record[key] if isinstance(record, dict) else getattr(record, key)
-                rows[(table, name)] = (table, record)
-            else:
-                rows[number] = (table, record)
-        count = len(rows) + len(tasks) + len(transitions)
-        if not count:
-            return
-        if self._unacked_bytes > PENDING_LIMIT_BYTES:
-            self._dropped(count)
-            return
-        self._seq += 1
-        # Of what changes often the record is made here, once a batch.
-        records: list[TaskRecord] = [getattr(item, "record", item) for item in tasks.values()]
-        line, unwritable = batch_line(self._seq, rows.values(), records, transitions)
-        if unwritable:
-            self._unwritable(unwritable)
-        with self._write_lock:
-            self._unacked.append((self._seq, line))
-            self._unacked_bytes += len(line)
-            self._buffer += line
-
-    def _send(self, message: Mapping[str, Any]) -> None:
-        with self._write_lock:
-            self._buffer += encode(message)
-        self._pump()
+        if self._outbox.try_to_make():
+            self._pump()
 
     def _pump(self) -> None:
-        with self._write_lock:
-            while self._buffer and self._fd >= 0:
-                try:
-                    written = os.write(self._fd, self._buffer[:65536])
-                except BlockingIOError:
-                    self._wake.set()
-                    return
-                except OSError:
-                    return  # the listening thread sees the end and restarts
-                del self._buffer[:written]
+        self._wire.pump()
+        if self._wire.waits:
+            self._outbox.ring()
 
     def _flush_loop(self) -> None:
         while not self._ended.is_set():
-            self._wake.wait(1.0)
-            if self._wake.is_set():
-                self._wake.clear()
+            if self._outbox.wait(1.0):
                 self._ended.wait(COALESCE_SECONDS)
                 self.flush()
-                if self._buffer and self._fd >= 0 and os.name == "posix":
-                    with contextlib.suppress(OSError, ValueError):
-                        select.select([], [self._fd], [], 0.2)
+                if self._wire.waits:
+                    self._wire.wait(0.2)
 
     # Requests.
 
@@ -252,70 +195,89 @@ class RecorderClient:
         return self._ask(number, {"t": "verb", "id": number, "verb": verb, "arguments": arguments}, timeout)
 
     def sync(self, timeout: float = 2.0) -> bool:
-        """Wait until all that was handed in is committed; return whether that was so in time."""
-        with self._flush_lock:
-            self._encode_pending()
+        """Wait until all that was handed in, but what was dropped and counted, is committed.
+
+        Return whether that was so within ``timeout`` seconds. Of each task its last state is committed then,
+        unless more of them waited at once than are kept (``dropped_rows`` counts those too).
+        """
+        deadline = self._clock.monotonic() + timeout
+        # One that is being replaced would take the question with it.
+        if not self._drain(timeout) or not self._settled.wait(max(0.0, deadline - self._clock.monotonic())):
+            return False
         number = next(self._numbers)
-        return self._ask(number, {"t": "sync", "id": number}, timeout).ok
+        left = max(0.0, deadline - self._clock.monotonic())
+        return self._ask(number, {"t": "sync", "id": number}, left).ok
+
+    def _drain(self, timeout: float) -> bool:
+        """Wait until all that was handed in is on its way to the recorder; return whether that was so in time."""
+        deadline = self._clock.monotonic() + timeout
+        while True:
+            done = self._outbox.make()
+            self._pump()
+            left = deadline - self._clock.monotonic()
+            if done or left <= 0 or self._ended.is_set():
+                return done
+            with self._answered:
+                self._answered.wait(min(left, COALESCE_SECONDS))
+
+    def _send(self, message: Mapping[str, Any]) -> bool:
+        sent = self._wire.send(encode(message))
+        if self._wire.waits:
+            self._outbox.ring()
+        return sent
 
     def _ask(self, number: int, message: dict[str, Any], timeout: float) -> CommandResult:
         with self._answered:
             self._answers[number] = None
-        self._send(message)
+        sent = self._send(message)
         with self._answered:
-            self._answered.wait_for(lambda: self._answers[number] is not None or self._ended.is_set(), timeout)
+            if sent:
+                self._answered.wait_for(lambda: self._answers[number] is not None or self._ended.is_set(), timeout)
             answer = self._answers.pop(number)
+        if not sent:
+            return CommandResult(False, "there is no recorder at present; try again")
         return answer or CommandResult(False, "the recorder did not answer in time")
 
     def stop(self, reason: str = "", timeout: float = 5.0) -> bool:
         """End the session's record in order; return whether the recorder said that it did."""
         if self._stopping:
             return self._ended.is_set()
-        with self._flush_lock:
-            self._encode_pending()
-        # One that is being replaced takes the end when it is there.
-        self._settled.wait(READY_SECONDS)
-        self._stopping = True
-        self._send({"t": "end", "reason": reason})
+        self._outbox.make()
+        # One that is being replaced takes the end when it is there; one that cannot start is tried no more.
+        self._closing.set()
+        self._settled.wait(2 * READY_SECONDS)
+        # As long as it takes what waits, it is given the time for it.
+        give_up, acked = self._clock.monotonic() + DRAIN_SECONDS, -1
+        while self._wire.is_open and acked != self._wire.acked and self._clock.monotonic() < give_up:
+            acked = self._wire.acked
+            if self._drain(timeout):
+                break
+        self._outbox.make(everything=True)
+        self._settled.wait(2 * READY_SECONDS)
+        with self._turn:
+            self._stopping = True
+        in_order = self._send({"t": "end", "reason": reason})
         deadline = self._clock.monotonic() + timeout
-        while self._buffer and self._clock.monotonic() < deadline and not self._ended.is_set():
+        while self._wire.waits and self._clock.monotonic() < deadline and not self._ended.is_set():
             self._pump()
             self._ended.wait(0.01)
-        in_order = self._ended.wait(max(0.0, deadline - self._clock.monotonic())) and not self._vanished
+        in_order = in_order and self._ended.wait(max(0.0, deadline - self._clock.monotonic())) and not self._vanished
         self._ended.set()
-        self._wake.set()
-        self._close_pipe()
-        if self._process is not None:
+        self._outbox.ring()
+        self._outbox.close()
+        self._wire.close()
+        if self._started is not None and self._started.process is not None:
             try:
-                self._process.wait(timeout if in_order else 0.5)
+                self._started.process.wait(timeout if in_order else 0.5)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                self._started.end()
         if not in_order:
-            self._mark_end(reason)
+            mark_end(self._config.directory, self._wire.unacked(), reason, self._clock)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout)
-        _clients.discard(self)
+        forget_no_more(self)
         return in_order
-
-    def _mark_end(self, reason: str) -> None:
-        """Write what was not acknowledged, and the end mark, in the place of a recorder that could not."""
-        try:
-            writer = StoreWriter(Path(self._config.directory) / DATABASE_NAME)
-            applied = int(writer.get_meta("batch_seq") or 0)
-            for number, line in list(self._unacked):
-                if number > applied:
-                    with contextlib.suppress(RecorderError):
-                        writer.apply(rows_of(line))
-                    writer.meta("batch_seq", number)
-            writer.resolve_alerts(self._clock.time())
-            writer.meta("ended_seconds", self._clock.time())
-            writer.meta("end_reason", f"{reason} (the recorder did not answer)")
-            writer.close()
-        except (WiseflowError, sqlite3.Error, OSError, ValueError, TypeError) as error:
-            # Whatever the file is, closing a session raises nothing for it.
-            logger.warning("the session's end could not be recorded: %s", error)
 
     def look(self, sample: Sample | None, interval: float) -> None:
         """Given the newest sample and the interval in force (seconds), tell once of a recorder that takes none any more."""
@@ -325,124 +287,52 @@ class RecorderClient:
         newest = None if sample is None else sample.monotonic_seconds
         turn = self._silence.look(now=self._clock.monotonic(), newest=newest, interval=interval)
         if turn is not None:
-            kind, text = self._silence.event(turn, self.pid)
-            if turn and not self.trouble:
-                self.trouble = self._silent_trouble = text
-            elif not turn and self.trouble == self._silent_trouble:
-                self.trouble = ""
-            self._notice(kind, text)
+            self._notice(*self._silence.event(turn, self.pid))
 
     # Starting, hearing, restarting.
 
-    def _launch(self) -> None:
-        self._ready.clear()
-        started = not self._in_process and self._launch_process()
-        if started and not self._wait_ready():
-            assert self._process is not None
-            self._process.kill()
-            self._process.wait()
-            started = False
-        if not started:
-            if not self._in_process:
-                self._in_process = True
-                self._notice(
-                    "recorder_fallback", "the recorder cannot run in a process of its own: it runs on a thread"
-                )
-            self._close_pipe()
-            self._process = None
-            self._launch_thread()
-            if not self._ready.wait(READY_SECONDS):
-                raise RecorderError(f"the recorder does not start; see {self._config.directory}/{LOG_NAME}")
-
-    def _wait_ready(self) -> bool:
-        deadline = self._clock.monotonic() + READY_SECONDS
-        while not self._ready.wait(0.1):
-            ended = self._process is not None and self._process.poll() is not None
-            if ended or self._clock.monotonic() > deadline:
-                return self._ready.is_set()
-        return True
-
-    def _launch_process(self) -> bool:
-        config = replace(self._config, own_process=True)
-        if not sys.executable:
-            return False
+    def _launch(self) -> str:
+        """Start a recorder and wait for its first word; return why it cannot run, empty where it does."""
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-            log = os.open(Path(config.directory) / LOG_NAME, flags, 0o600)
-            try:
-                if hasattr(os, "fchmod"):
-                    os.fchmod(log, 0o600)
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "wiseflow_nb.recorder"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    start_new_session=True,
-                    env=child_environment(),
-                    bufsize=0,
-                )
-            finally:
-                os.close(log)
-        except (OSError, ValueError) as error:
-            logger.warning("the recorder's process cannot be started: %s", error)
-            return False
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        fd = os.dup(self._process.stdin.fileno())
-        self._process.stdin.close()
-        self._open_pipe(fd, config)
-        self._listen(os.fdopen(os.dup(self._process.stdout.fileno()), "rb"), self._process)
-        self._process.stdout.close()
-        return True
+            return self._try_to_launch()
+        except (OSError, RuntimeError) as error:  # no descriptors, no more threads
+            return str(error)
 
-    def _launch_thread(self) -> None:
-        from wiseflow_nb.recorder.run import run
+    def _try_to_launch(self) -> str:
+        if not self._in_process:
+            started = start_process(self._config.directory)
+            if started is not None and (self._is_ready(started) or started.failure):
+                # What a process cannot write, a thread cannot either.
+                return started.failure
+            self._in_process = True
+            self._notice("recorder_fallback", "the recorder cannot run in a process of its own: it runs on a thread")
+        started = start_thread(self._clock)
+        if self._is_ready(started):
+            return ""
+        return started.failure or f"it ended without a word, or said none in {READY_SECONDS:g} s; see {LOG_NAME}"
 
-        config = replace(self._config, own_process=False)
-        to_read, to_write = os.pipe()
-        from_read, from_write = os.pipe()
+    def _is_ready(self, started: Started) -> bool:
+        self._started = started
+        self._ready.clear()
+        self._wire.open(started.to_write, lambda: self._greeting(own_process=started.process is not None))
+        hearing = threading.Thread(target=self._hear, args=(started,), name="wiseflow-listen", daemon=True)
+        hearing.start()
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads += [thread for thread in (started.thread, hearing) if thread is not None]
+        started.wait(READY_SECONDS)
+        if started.ready:
+            self._restarts.up(self._clock.monotonic())
+            return True
+        self._wire.close()
+        started.end()
+        return False
 
-        def record() -> None:
-            with os.fdopen(to_read, "rb") as incoming, os.fdopen(from_write, "wb") as outgoing:
-                incoming.readline()
-                try:
-                    run(config, incoming, outgoing, clock=self._clock)
-                except (WiseflowError, sqlite3.Error):
-                    logger.exception("the recorder's thread ended")
+    def _greeting(self, *, own_process: bool) -> bytes:
+        config = replace(self._config, own_process=own_process)
+        return encode({"t": "config", "config": to_json_dict(config)}) + encode({"t": "busy", "value": self._busy})
 
-        thread = threading.Thread(target=record, name="wiseflow-recorder", daemon=True)
-        self._open_pipe(to_write, config)
-        thread.start()
-        self._threads.append(thread)
-        self._listen(os.fdopen(from_read, "rb"), None)
-
-    def _open_pipe(self, fd: int, config: RecorderConfig) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            os.set_blocking(fd, False)
-        widen(fd)
-        with self._write_lock:
-            self._fd = fd
-            self._buffer = bytearray(encode({"t": "config", "config": to_json_dict(config)}))
-            for _, line in self._unacked:
-                self._buffer += line
-            if self._busy:
-                self._buffer += encode({"t": "busy", "value": True})
-        self._pump()
-
-    def _close_pipe(self) -> None:
-        with self._write_lock:
-            fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
-    def _listen(self, stream: BinaryIO, process: subprocess.Popen[bytes] | None) -> None:
-        thread = threading.Thread(target=self._hear, args=(stream, process), name="wiseflow-listen", daemon=True)
-        thread.start()
-        self._threads.append(thread)
-
-    def _hear(self, stream: BinaryIO, process: subprocess.Popen[bytes] | None) -> None:
-        with stream:
+    def _hear(self, started: Started) -> None:
+        with started.to_hear as stream:
             for line in stream:
                 try:
                     message = decode(line)
@@ -457,24 +347,33 @@ class RecorderClient:
                         self._answered.notify_all()
                     return
                 try:
-                    self._hear_one(message)
+                    self._hear_one(started, message)
                 except (WiseflowError, ValueError, TypeError, KeyError):
                     logger.exception("a message from the recorder was not understood")
-        if self._ended.is_set() or not self._ready.is_set() or process is not self._process:
+        started.first_word.set()
+        if self._ended.is_set() or not started.ready or started is not self._started:
             return
-        if self._stopping:
+        with self._turn:
+            goes_on = not self._stopping
+            if goes_on:
+                self._settled.clear()
+        if goes_on:
+            self._replace(started)
+        else:
             # It ended without saying so: its end mark is written here, and what it had not committed.
             self._vanished = True
             self._ended.set()
-        else:
-            self._restart()
 
-    def _hear_one(self, message: dict[str, Any]) -> None:
+    def _hear_one(self, started: Started, message: dict[str, Any]) -> None:
         kind = message["t"]
         if kind == "ack":
-            with self._write_lock:
-                while self._unacked and self._unacked[0][0] <= message["seq"]:
-                    self._unacked_bytes -= len(self._unacked.popleft()[1])
+            number = int(message["seq"])
+            self._wire.acknowledged(number)
+            self._outbox.acknowledged(number)
+            if "recorder_failed" in self._troubles:
+                self._notice("recorder_recovered", "recording again")
+            with self._answered:
+                self._answered.notify_all()
         elif kind == "alert":
             self._on_alert(from_json_dict(AlertTransition, message["alert"]))
         elif kind == "event":
@@ -495,94 +394,66 @@ class RecorderClient:
         elif kind == "ready":
             self.pid = int(message["pid"])
             self.limit_source = str(message["limit_source"])
+            started.ready = True
+            # It has opened the file, or would not be there.
+            for trouble in ("store_failed", "store_deleted"):
+                self._troubles.pop(trouble, None)
             self._ready.set()
+            started.first_word.set()
+        elif kind == "failed":
+            started.failure = str(message["message"])
+            started.first_word.set()
 
-    def _restart(self) -> None:
+    def _replace(self, started: Started) -> None:
+        """The recorder has ended: start another one, on a thread, as launching waits for what this one would hear."""
         self.restarts += 1
-        now = self._clock.monotonic()
-        self._restarted.append(now)
-        recent = sum(now - moment < RESTART_WINDOW_SECONDS for moment in self._restarted)
-        if recent > MOST_RESTARTS:
-            self._ready.clear()
-            self._notice("recorder_failed", "nothing is recorded any more: the recorder ended again and again")
-            return
-        self._settled.clear()
-        self._close_pipe()
-        how = ""
-        if self._process is not None:
-            code = self._process.wait()
-            how = f" (signal {-code})" if code < 0 else f" (exit code {code})"
+        self._ready.clear()
+        self._wire.close()
+        how = started.how_it_ended()
+        self._restarts.ended(self._clock.monotonic())
         self._config = replace(self._config, resume=True)
-        self._in_process = self._in_process or recent > 1
-        text = f"the recorder ended unexpectedly{how} and is started again; what it misses is told when it is back"
-        self._notice("recorder_restarted", text)
-        # On a thread of its own: launching waits for a message that this thread would have to hear.
+        self._in_process = self._in_process or self._restarts.count > 1
+        if self._restarts.delay:
+            self._fail(f"the recorder ended again and again{how}")
+        else:
+            text = f"the recorder ended unexpectedly{how} and is started again; what it misses is told when it is back"
+            self._notice("recorder_restarted", text)
         threading.Thread(target=self._relaunch, name="wiseflow-relaunch", daemon=True).start()
 
     def _relaunch(self) -> None:
         try:
-            self._launch()
-        except RecorderError as error:
-            self._notice("recorder_failed", f"nothing is recorded any more: {error}")
+            while not (self._restarts.delay and self._clock.wait(self._closing, self._restarts.delay)):
+                if not (failure := self._launch()):
+                    return
+                self._restarts.failed()
+                self._fail(failure)
         finally:
             self._settled.set()
 
-    def _dropped(self, count: int) -> None:
-        first = self.dropped_rows == 0
-        self.dropped_rows += count
-        if first:
-            text = (
-                "the recorder does not keep up, and the first rows were dropped: over "
-                f"{PENDING_LIMIT_BYTES >> 20} MB wait for it"
-            )
-            # Not from here: a subscriber may hand in rows, and this thread holds the lock for that.
-            threading.Thread(
-                target=self._notice, args=("rows_dropped", text), name="wiseflow-notice", daemon=True
-            ).start()
-
-    def _unwritable(self, count: int) -> None:
-        first = self.unwritable_rows == 0
-        self.unwritable_rows += count
-        if first:
-            text = "a row holds what cannot be recorded, and was left out; further ones are counted only"
-            threading.Thread(
-                target=self._notice, args=("rows_unwritable", text), name="wiseflow-notice", daemon=True
-            ).start()
+    def _fail(self, why: str) -> None:
+        if "recorder_failed" not in self._troubles:
+            self._notice("recorder_failed", f"nothing is recorded at present: {why}; it is tried again and again")
 
     def _note_trouble(self, event: EventRecord) -> None:
         if event.kind in _TROUBLES:
-            self.trouble = event.message
-        elif event.kind in _MENDED:
-            self.trouble = ""
+            self._troubles[event.kind] = event.message
+        for trouble, over in _TROUBLES.items():
+            if event.kind == over:
+                self._troubles.pop(trouble, None)
 
     def _notice(self, kind: str, message: str) -> None:
-        logger.warning("%s", message)
         event = EventRecord(self._clock.time(), kind, message)
         self._note_trouble(event)
         self.put("event", event)
+        self._publish(event)
+
+    def _publish(self, event: EventRecord) -> None:
+        logger.warning("%s", event.message)
         self._on_event(event)
 
-    def _forget_in_child(self) -> None:
-        """In a forked child: the pipe is the parent's, and would keep its end from being seen."""
-        with contextlib.suppress(OSError):
-            if self._fd >= 0:
-                os.close(self._fd)
-        self._fd = -1
+    def forget_in_child(self) -> None:
+        """In a forked child: the recorder is the parent's."""
+        self._wire.forget()
+        self._outbox.close()
         self._stopping = True
         self._ended.set()
-
-
-_clients: weakref.WeakSet[RecorderClient] = weakref.WeakSet()
-_hooked = False
-
-
-def _register_fork_hook() -> None:
-    global _hooked
-    if not _hooked and hasattr(os, "register_at_fork"):
-        _hooked = True
-        os.register_at_fork(after_in_child=_forget_all)
-
-
-def _forget_all() -> None:
-    for client in list(_clients):
-        client._forget_in_child()

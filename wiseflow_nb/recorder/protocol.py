@@ -3,7 +3,8 @@
 Kernel to recorder: the configuration (first line), ``batch`` (seq, rows, and how many bytes of
 packed rows follow its line), ``configure`` (rev,
 settings), ``busy`` (value), ``verb`` (id, verb, arguments), ``answer`` (id of a command, ok,
-message), ``sync``, ``end`` (reason). Recorder to kernel: ``ready``, ``ack`` (seq), ``alert``,
+message), ``sync``, ``end`` (reason). Recorder to kernel: ``ready``, ``failed`` (message: why
+it cannot run), ``ack`` (seq), ``alert``,
 ``event``, ``command`` (id, verb, arguments, who), ``answer`` (id of a verb), ``configured`` (rev),
 ``synced``, ``ended``.
 """

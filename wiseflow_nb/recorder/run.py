@@ -18,6 +18,7 @@ from wiseflow_nb.recorder._retention import Pruner
 from wiseflow_nb.recorder.protocol import RecorderConfig
 from wiseflow_nb.resources._probe import Probe
 from wiseflow_nb.resources._sampler import Sampler
+from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import DATABASE_NAME, RING_NAME
 from wiseflow_nb.store.writer import StoreWriter
 
@@ -146,6 +147,7 @@ def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, cloc
         writer.meta("settings", dict(config.settings.public))
         writer.meta("thresholds", dict(config.settings.plan.alerts.thresholds))
         writer.meta("recorder_pid", os.getpid())
+        writer.meta("recorder", identify().to_dict())
         writer.meta("heartbeat", clock.time())
         writer.commit()
     except sqlite3.Error as error:

@@ -189,7 +189,7 @@ def _oom_kill_of_all(facts: Facts, grown: tuple[Growth, ...]) -> Cause | None:
     if full:
         sentence = (
             f"The OOM killer likely killed the kernel: the container was out of memory "
-            f"(limit {size(alive.memory_limit_bytes)}){named}; its recorder went with it."
+            f"(limit {size(alive.memory_limit_bytes)}){named}{'' if facts.recorder_lives else '; its recorder went with it'}."
         )
         return Cause("oom", sentence, Confidence.LIKELY, evidence)
     sentence = (
@@ -391,8 +391,8 @@ def _asked(facts: Facts) -> Cause | None:
 
 def _recorder_too(facts: Facts) -> Cause | None:
     """No end mark: whatever took the kernel took the recorder as well, or came from where it is not seen."""
-    if facts.marked:
-        return None
+    if facts.marked or facts.recorder_lives:
+        return None  # one that lives took no part in it; how it stands is told with how the end is known
     last = _last_sign(facts)
     evidence = [f"no end mark; last sign of life at {moment(last)}"]
     if facts.recorder_on_thread:

@@ -87,7 +87,8 @@ class Facts:
     or ran in the last minutes, with the states that were written (not LOST). ``host_now``,
     ``boot_id_now`` and ``boot_seconds_now`` are those of the machine that reads. ``oom_kills_now`` is
     the container's counter as it is read for the report, where nothing outlived a crash to read it
-    then; NaN elsewhere.
+    then; NaN elsewhere. ``recorder_lives`` is the process of a recorder that still runs though it has not
+    marked the end of a crashed session; 0 elsewhere.
     """
 
     info: SessionInfo
@@ -100,6 +101,7 @@ class Facts:
     boot_id_now: str = ""
     boot_seconds_now: float = NAN
     recorder_on_thread: bool = False
+    recorder_lives: int = 0
     first: Sample | None = None
     samples: tuple[Sample, ...] = ()
     tasks: tuple[TaskRecord, ...] = ()
@@ -111,6 +113,7 @@ class Facts:
     thresholds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     oom_kills_now: float = NAN
     dropped_rows: int = 0
+    dropped_tasks: int = 0
     task_counts: Mapping[str, int] = field(default_factory=dict)
 
     @property

@@ -62,6 +62,7 @@ def gather(
     boot_seconds: float,
     pid_namespace: str = "",
     count_kills: Callable[[Sequence[str]], float] | None = None,
+    still_runs: Callable[[Any], bool | None] | None = None,
 ) -> Facts:
     """Return the facts.
 
@@ -82,6 +83,9 @@ def gather(
     count_kills
         ``count_kills(paths)``: the OOM kills that these files count now. Asked where the recorder went
         with the kernel, and nobody was left to count. Default: not asked.
+    still_runs
+        ``still_runs(identity)``: whether that process runs, None where it cannot be seen. Asked of the
+        recorder of a crashed session that has no end mark. Default: not asked.
     """
     meta = record.meta()
     heartbeat = _number(meta.get("heartbeat"))
@@ -114,14 +118,21 @@ def gather(
         events=_events(record, begin),
         shutdowns=_shutdowns(record),
         thresholds={str(name): (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()},
-        dropped_rows=sum(int(_number(meta.get(key), 0.0)) for key in ("dropped_rows", "lost_rows")),
+        dropped_rows=sum(_count(meta.get(key)) for key in ("dropped_rows", "lost_rows")),
+        dropped_tasks=_count(meta.get("dropped_tasks")),
         task_counts=record.task_counts(),
     )
     here = facts.host_now == info.host and facts.boot_id_now == facts.boot_id
     same = here and pid_namespace == identity.get("pid_namespace")
+    if facts.crashed and not facts.marked and still_runs is not None and still_runs(meta.get("recorder")):
+        facts = replace(facts, recorder_lives=_pid(meta["recorder"]))
     if same and facts.crashed and not facts.marked and count_kills is not None:
         facts = replace(facts, oom_kills_now=count_kills(_paths(meta.get("kill_files"))))
     return replace(facts, alerts=_alerts(record, facts, begin))
+
+
+def _pid(identity: Any) -> int:
+    return int(identity["pid"])
 
 
 def _paths(value: Any) -> list[str]:
@@ -145,6 +156,10 @@ def _alerts(record: Record, facts: Facts, begin: float) -> tuple[AlertView, ...]
 
 def _number(value: Any, default: float = NAN) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else default
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def _newest(ended: float, *others: float) -> float:

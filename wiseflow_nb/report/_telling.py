@@ -31,6 +31,11 @@ class Telling:
         """The OOM kills that these files count now."""
         raise NotImplementedError
 
+    @staticmethod
+    def _still_runs(identity: Any) -> bool | None:
+        """Whether the process of an identity, as the record has it, still runs; None where that cannot be seen."""
+        raise NotImplementedError
+
     def snapshot(self, since_rev: int = 0) -> Snapshot:
         raise NotImplementedError
 
@@ -58,6 +63,7 @@ class Telling:
             boot_seconds=boot,
             pid_namespace=here.pid_namespace,
             count_kills=self._count_kills,
+            still_runs=self._still_runs,
         )
         return Report.of(facts)
 

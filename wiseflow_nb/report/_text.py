@@ -64,6 +64,12 @@ def how_known(facts: Facts) -> tuple[str, ...]:
         ]
     else:
         lines = [f"crashed: there is no end mark, and neither its process nor a heartbeat is there; {beat}"]
+    if facts.recorder_lives:
+        age = duration(max(facts.now_seconds - facts.heartbeat_seconds, 0.0))
+        lines.append(
+            f"its recorder (process {facts.recorder_lives}) still runs, and last wrote {age} ago: if that is more than "
+            "some seconds, it hangs or was stopped, and writes the end when it goes on"
+        )
     alive = facts.last_alive
     if alive is not None:
         lines.append(
@@ -197,17 +203,25 @@ def missing_lines(facts: Facts) -> list[str]:
         )
         lines.append(f"{many(len(gaps), 'gap')} in the samples of the last minutes, the longest {duration(longest)}")
     if facts.dropped_rows:
-        lines.append(f"{many(facts.dropped_rows, 'row')} dropped: more was recorded than could be written")
+        since = next((item for item in facts.events if item.kind == "rows_dropped"), None)
+        at = f", since {moment(since.time_seconds)[11:]}" if since is not None else ""
+        lines.append(f"{many(facts.dropped_rows, 'row')} dropped{at}: more was recorded than could be written")
+        if facts.dropped_tasks:
+            lines.append(
+                f"of {many(facts.dropped_tasks, 'task')} the last state is among them: lost here, or not there"
+            )
     # What stands against the recording as a whole, where the record says so.
     notice = one_line(str(getattr(facts.info, "notice", "")), 200)
     lines += [notice] if notice else []
-    # That the kernel's process cannot be read after its end is no trouble of the recorder's.
-    kinds = ("recorder_", "store_", "probe_failed", "state_dir_fallback", "rows_dropped", "clock_")
+    # How many rows were dropped is said above; here is why and when. That the kernel's process cannot be
+    # read after its end is no trouble of the recorder's.
+    kinds = ("recorder_", "store_", "probe_failed", "state_dir_fallback", "rows_unwritable", "clock_")
     lines += [
         f"{moment(event.time_seconds)[11:]} {one_line(event.message, 160)}"
         for event in facts.events
         if event.kind.startswith(kinds)
         and not (event.kind == "probe_failed" and event.time_seconds > facts.end_seconds)
+        and not (event.kind == "store_lost" and not event.data.get("samples"))
     ][-8:]
     return lines or ["no gap, nothing dropped"]
 

@@ -129,6 +129,30 @@ def is_secret_name(name: str) -> bool:
     return "token" in name.lower()
 
 
+def refuse_secrets(changes: Mapping[str, Any]) -> None:
+    """Refuse secret settings from elsewhere: what is asked from there stands in the session's file until it is read.
+
+    Raises
+    ------
+    UsageError
+        If one of the changes is secret; its value is not in the message.
+
+    Examples
+    --------
+    >>> refuse_secrets({"cpu_threshold": 80})
+    >>> refuse_secrets({"dashboard_token": "x"})
+    Traceback (most recent call last):
+    wiseflow_nb.errors.UsageError: DASHBOARD_TOKEN is secret and is not taken from another process or a page, ...
+    """
+    names = ", ".join(name.upper()[:64] for name in changes if is_secret_name(name))
+    if names:
+        raise UsageError(
+            f"{names} is secret and is not taken from another process or a page, as what these ask is written to the "
+            "session's file; set it with session.configure() in the session's own process, or before it starts in the "
+            "environment or wiseflow.toml"
+        )
+
+
 def logged(verb: str, arguments: Mapping[str, Any], who: str, result: CommandResult, now: float) -> dict[str, Any]:
     """Return the row of a command that went another way than through the table; ``now`` is epoch seconds."""
     return {
@@ -160,11 +184,12 @@ def send(
     Raises
     ------
     UsageError
-        If the command is not well formed; nothing was written.
+        If the command is not well formed or would carry a secret; nothing was written.
     CommandError
         If no answer came within ``timeout`` seconds; the command is withdrawn if nobody took it.
     """
     checked = validate(verb, arguments)
+    refuse_secrets(checked.get("changes", {}))
     cursor = connection.execute(
         f"INSERT INTO commands (id, created_seconds, who, verb, arguments) VALUES ({NEXT_COMMAND}, ?, ?, ?, ?)",
         (now, who[:256], verb, json.dumps(checked)),
@@ -179,9 +204,9 @@ def send(
             return CommandResult(bool(row[0]), str(row[1]))
         time.sleep(poll)
     withdrawn = connection.execute(
-        "UPDATE commands SET status = 'done', ok = 0, message = 'withdrawn', finished_seconds = ?, arguments = ? "
+        "UPDATE commands SET status = 'done', ok = 0, message = 'withdrawn', finished_seconds = ? "
         "WHERE id = ? AND status = 'new'",
-        (now + timeout, json.dumps(masked(checked)), number),
+        (now + timeout, number),
     ).rowcount
     what = "was withdrawn" if withdrawn else "was taken but not answered"
     raise CommandError(f"the session did not answer {verb!r} within {timeout:g} s; the command {what}")

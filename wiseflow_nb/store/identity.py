@@ -72,6 +72,12 @@ def is_alive(identity: Identity) -> bool | None:
         return None
 
 
+def still_runs(identity: Any) -> bool | None:
+    """Whether the process whose identity was written (``to_dict``) still runs; None where that cannot be seen."""
+    known = Identity.read(identity)
+    return None if known is None else is_alive(known)
+
+
 def _state_and_ticks(pid: int) -> tuple[str, int]:
     """The state and the start (ticks since the boot) of a process on Linux; ("", 0) where there is none."""
     try:

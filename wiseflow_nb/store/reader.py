@@ -405,7 +405,7 @@ def info_from_meta(meta: dict[str, Any], directory: Path, now: float) -> Session
             alive = now - last_seen < HEARTBEAT_LOST_SECONDS
         if not alive:
             state, ended = SessionState.CRASHED, last_seen
-    notices = [str(meta.get("notice") or "")]
+    notices = [str(meta.get("notice") or ""), str(meta.get("trouble") or "")]
     if "damaged" in meta:
         notices.append(f"its record is damaged and read without: {', '.join(map(str, meta['damaged'][:5]))}")
     return SessionInfo(

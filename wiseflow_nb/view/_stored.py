@@ -27,7 +27,7 @@ from wiseflow_nb.report import Telling
 from wiseflow_nb.resources._container import count_kills
 from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.store.finding import all_sessions
-from wiseflow_nb.store.identity import identify
+from wiseflow_nb.store.identity import identify, still_runs
 from wiseflow_nb.store.paths import RING_NAME
 from wiseflow_nb.store.reader import (
     StoreReader,
@@ -52,6 +52,7 @@ class StoredFrames(Telling):
 
     _identify = staticmethod(identify)
     _count_kills = staticmethod(count_kills)
+    _still_runs = staticmethod(still_runs)
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
