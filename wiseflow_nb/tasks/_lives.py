@@ -31,7 +31,7 @@ from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
-from wiseflow_nb.tasks.task import FINISHED, Task, ending
+from wiseflow_nb.tasks.task import FINISHED, Callbacks, Task, ending
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 #: Bound of a stored traceback, in characters; the end is what tells most.
@@ -354,7 +354,7 @@ class Lives:
             if task is not None:
                 task._result = value  # those that depend on it may begin before it is settled
         if task is not None:
-            effects.append(functools.partial(self._settle, job, task, state, value, error))
+            effects.append(functools.partial(self._settle, job, task, state, value, error, effects))
 
     def _let_go(self, job: Job, effects: Effects) -> None:
         for timer in (job.deadline, job.retry_timer):
@@ -374,9 +374,17 @@ class Lives:
             if not parent.takers and task is not None and task.done():
                 task._release()
 
-    def _settle(self, job: Job, task: Task[Any], state: TaskState, value: Any, error: BaseException | None) -> None:
-        # Called without the lock: done-callbacks are user code.
-        task._settle(value, None if state is TaskState.COMPLETED else error, state is TaskState.CANCELLED)
+    def _settle(
+        self, job: Job, task: Task[Any], state: TaskState, value: Any, error: BaseException | None, effects: Effects
+    ) -> None:
+        # Called without the lock.
+        callbacks = task._finish(value, None if state is TaskState.COMPLETED else error, state is TaskState.CANCELLED)
+        if callbacks:
+            effects.append(_Calling(self, job, task, callbacks))
+        else:
+            self._told(job, task)
+
+    def _told(self, job: Job, task: Task[Any]) -> None:
         with self.lock:
             self._after_settling(job, task)
             self._settled(1)
@@ -458,6 +466,17 @@ class Lives:
         return True
 
 
+class _Calling:
+    """The done-callbacks of a task, user code: called when all else that follows the change has been done."""
+
+    def __init__(self, lives: Lives, job: Job, task: Task[Any], callbacks: Callbacks) -> None:
+        self._lives, self._job, self._task, self._callbacks = lives, job, task, callbacks
+
+    def __call__(self) -> None:
+        self._task._call_back(self._callbacks)
+        self._lives._told(self._job, self._task)
+
+
 def lenders(job: Job) -> list[Priority]:
     """The classes of those that wait for a task."""
     return [other.level for other in (*(job.dependents or ()), *job.waiters) if other.code < FIRST_TERMINAL]
@@ -466,19 +485,31 @@ def lenders(job: Job) -> list[Priority]:
 def perform(effects: Effects) -> None:
     """Do what had to wait for the lock's release; effects may append further ones.
 
-    Each is done whatever another raises: it may be all that a task waits for. What was raised is logged,
-    and an interrupt, which only the main thread is sent, is raised again at the end.
+    Done-callbacks come last: they may wait for what the others start. Each is done whatever another
+    raises: it may be all that a task waits for. What was raised is logged, and an interrupt, which only
+    the main thread is sent, is raised again at the end.
     """
     interrupt: KeyboardInterrupt | None = None
+    last: Effects = []
     for effect in effects:
-        try:
-            effect()
-        except BaseException as error:  # a pool, a coroutine or a loop of the caller's
-            logger.exception("what follows a change of a task failed")
-            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                interrupt = error
+        if type(effect) is _Calling:
+            last.append(effect)
+        else:
+            interrupt = _done(effect) or interrupt
+    for effect in last:
+        interrupt = _done(effect) or interrupt
     if interrupt is not None:
         raise interrupt
+
+
+def _done(effect: Callable[[], object]) -> KeyboardInterrupt | None:
+    try:
+        effect()
+    except BaseException as error:  # a pool, a coroutine or a loop of the caller's
+        logger.exception("what follows a change of a task failed")
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            return error
+    return None
 
 
 def short(error: BaseException | None, reason: str = "") -> str:

@@ -39,7 +39,7 @@ from wiseflow_nb.tasks._runner import Runner
 from wiseflow_nb.tasks._slots import Ticket
 from wiseflow_nb.tasks._steering import Steering
 from wiseflow_nb.tasks._timer import TimerHandle
-from wiseflow_nb.tasks.task import Task
+from wiseflow_nb.tasks.task import Task, may_wait
 
 #: One for all calls without.
 NOTHING: list[Task[Any]] = []
@@ -320,7 +320,10 @@ class Scheduler(Steering):
                 else:
                     self._settled(owed)
             slots = self.slots
-            if stay and not slots.returning:
+            # Where somebody waits for this end, or is called at it, that comes first: a callback may wait for
+            # the next task, and its time is not that task's.
+            later = task is not None and not task._end
+            if stay and not later and not slots.returning:
                 job = slots.take_coroutine(now)
                 if job is not None:
                     attempt = self._begin(job, now, wall)
@@ -332,21 +335,27 @@ class Scheduler(Steering):
                     or slots.big_threads.count
                 ):
                     self._dispatch(effects)
-            elif stay:
+            elif stay and not later:
                 attempt = self._next_coroutine(now, wall, effects)
             else:
-                if back:
+                if back or stay:
                     slots.coming += 1
                 self._dispatch(effects)
-        if task is not None and (not task._end or not ended.job.options.keep_result):
-            self._announce(ended, task)
         if effects:
             perform(effects)
+        if task is not None and (later or not ended.job.options.keep_result):
+            self._announce(ended, task, called_for=True)
+            if later and stay:
+                attempt = self.first_coroutine()
         return attempt, task is None
 
-    def _announce(self, ended: Attempt, task: Task[Any]) -> None:
-        # Without the lock: done-callbacks are user code.
-        task._settle(ended.value, None)
+    def _announce(self, ended: Attempt, task: Task[Any], *, called_for: bool) -> None:
+        # Without the lock: done-callbacks are user code. They are called when others were called for.
+        callbacks = None if task._end else task._finish(ended.value, None)
+        if callbacks:
+            if not called_for and may_wait(callbacks):
+                self.wake()
+            task._call_back(callbacks)
         if not ended.job.options.keep_result:
             if self.lock.locked():
                 give_way(self.lock)
@@ -446,15 +455,30 @@ class Scheduler(Steering):
                     self._unsettled -= owed
                 else:
                     self._settled(owed)
-            if stay and task is not None:
-                attempt = self._next_call(now, wall, effects, called=False)
-            else:
+            later = task is not None and not task._end
+            called_for = not stay or task is None or (later and may_wait(task._callbacks))
+            if called_for:
                 self._dispatch(effects)
-        if task is not None and (not task._end or not ended.job.options.keep_result):
-            self._announce(ended, task)
+            elif not later:
+                attempt = self._next_call(now, wall, effects, called=False)
         if effects:
             perform(effects)
+        if task is not None and (later or not ended.job.options.keep_result):
+            self._announce(ended, task, called_for=called_for)
+            if later and stay:
+                attempt = self._late_call()
         return attempt, task is None
+
+    def _late_call(self) -> Attempt | None:
+        # For a worker whose task has ended for everybody.
+        effects: Effects = []
+        if self.lock.locked():
+            give_way(self.lock)
+        with self.lock:
+            attempt = self._next_call(self._monotonic(), self._time(), effects, called=False)
+        if effects:
+            perform(effects)
+        return attempt
 
     def _next_call(self, now: float, wall: float, effects: Effects, *, called: bool) -> Attempt | None:
         slots = self.slots

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from wiseflow_nb.errors import TaskCancelledError
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from wiseflow_nb.tasks._scheduler import Scheduler
 
 T = TypeVar("T")
+
+Callbacks = list[Callable[[Any], object]]
+#: Where the callbacks are made that hand an end to a loop: they wait for nothing.
+BRIDGES = ("asyncio.futures", "wiseflow_nb.futures")
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 # The standard library's own words for a future's state: ``wait`` and ``as_completed`` look for them.
@@ -49,7 +54,7 @@ class Task(Future[T]):
     # released: ``wait`` and ``as_completed`` count on both. Until then ``ending`` stands in for it.
     _made: threading.Condition | None = None
     _watchers: list[Any] | None = None
-    _callbacks: list[Callable[[Any], object]] | None = None
+    _callbacks: Callbacks | None = None
     #: The standard library's word for the end, empty until then.
     _end = ""
     _result: T | None = None
@@ -154,7 +159,11 @@ class Task(Future[T]):
         return self._end is _CANCELLED
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
-        """Call ``fn(task)`` when the task has ended, at once if it has; on the thread that ends it."""
+        """Call ``fn(task)`` when the task has ended, at once if it has; on the thread that ends it.
+
+        It may wait for other tasks, but not on the manager's loop, where coroutines end: what could begin
+        was called for before. Whatever it raises is logged and counted (``TaskManager.callback_failures``).
+        """
         with self._condition:
             if not self._end:
                 if self._callbacks is None:
@@ -163,15 +172,16 @@ class Task(Future[T]):
                 return
         _call(fn, self)
 
-    def _settle(self, value: Any, error: BaseException | None, cancelled: bool = False) -> None:
-        # Once a task, by whoever made the last transition, without the manager's lock.
+    def _finish(self, value: Any, error: BaseException | None, cancelled: bool = False) -> Callbacks | None:
+        # Once a task, by whoever made the last transition, without the manager's lock. Return what is to be
+        # called then, after everybody was called for whom that may wait for.
         self._result, self._exception = value, error
         end = _CANCELLED if cancelled else FINISHED
         with ending:
             made = self._made
             if made is None:
                 self._end = end
-                return
+                return None
         with made:
             self._end = end
             for watcher in self._watchers or ():
@@ -183,13 +193,15 @@ class Task(Future[T]):
                     watcher.add_result(self)
             made.notify_all()
             callbacks, self._callbacks = self._callbacks, None
-        if callbacks:
-            before, _ending.scheduler = settling(), self._scheduler
-            try:
-                for fn in callbacks:
-                    _call(fn, self)
-            finally:
-                _ending.scheduler = before
+        return callbacks
+
+    def _call_back(self, callbacks: Callbacks) -> None:
+        before, _ending.scheduler = settling(), self._scheduler
+        try:
+            for fn in callbacks:
+                _call(fn, self)
+        finally:
+            _ending.scheduler = before
 
     def _value(self) -> T:
         # What the standard library's ``result`` does, for a task that has ended.
@@ -241,6 +253,12 @@ share_names(Task, "_scheduler _job _end _result _exception _made _watchers _call
 def settling() -> Scheduler | None:
     """Whose task's done-callbacks this thread is calling, if any: the task counts as ended only after them."""
     return getattr(_ending, "scheduler", None)
+
+
+def may_wait(callbacks: Callbacks | None) -> bool:
+    """Whether there are callbacks that may take their time, or wait for other tasks."""
+    # A function's own module: of any other object the name could be code of the user's.
+    return bool(callbacks) and not all(type(fn) is FunctionType and fn.__module__ in BRIDGES for fn in callbacks or ())
 
 
 def _call(fn: Callable[[Any], object], task: Task[Any]) -> None:
