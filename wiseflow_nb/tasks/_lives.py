@@ -31,7 +31,7 @@ from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
-from wiseflow_nb.tasks.task import FINISHED, Callbacks, Task, ending
+from wiseflow_nb.tasks.task import FINISHED, Callbacks, Task, ending, interrupt_of
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 #: Bound of a stored traceback, in characters; the end is what tells most.
@@ -473,8 +473,10 @@ class _Calling:
         self._lives, self._job, self._task, self._callbacks = lives, job, task, callbacks
 
     def __call__(self) -> None:
-        self._task._call_back(self._callbacks)
-        self._lives._told(self._job, self._task)
+        try:
+            self._task._call_back(self._callbacks)
+        finally:
+            self._lives._told(self._job, self._task)
 
 
 def lenders(job: Job) -> list[Priority]:
@@ -482,12 +484,13 @@ def lenders(job: Job) -> list[Priority]:
     return [other.level for other in (*(job.dependents or ()), *job.waiters) if other.code < FIRST_TERMINAL]
 
 
-def perform(effects: Effects) -> None:
+def perform(effects: Effects, *, raises: bool = True) -> None:
     """Do what had to wait for the lock's release; effects may append further ones.
 
     Done-callbacks come last: they may wait for what the others start. Each is done whatever another
     raises: it may be all that a task waits for. What was raised is logged, and an interrupt, which only
-    the main thread is sent, is raised again at the end.
+    the main thread is sent, is raised again at the end; not if ``raises`` is false, for those who hold
+    what nobody else would go on with.
     """
     interrupt: KeyboardInterrupt | None = None
     last: Effects = []
@@ -498,7 +501,7 @@ def perform(effects: Effects) -> None:
             interrupt = _done(effect) or interrupt
     for effect in last:
         interrupt = _done(effect) or interrupt
-    if interrupt is not None:
+    if interrupt is not None and raises:
         raise interrupt
 
 
@@ -507,8 +510,7 @@ def _done(effect: Callable[[], object]) -> KeyboardInterrupt | None:
         effect()
     except BaseException as error:  # a pool, a coroutine or a loop of the caller's
         logger.exception("what follows a change of a task failed")
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            return error
+        return interrupt_of(error)
     return None
 
 

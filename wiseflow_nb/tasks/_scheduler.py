@@ -274,7 +274,7 @@ class Scheduler(Steering):
         with self.lock:
             self.slots.coming -= 1
             attempt = self._next_coroutine(self._monotonic(), self._time(), effects)
-        perform(effects)
+        perform(effects, raises=False)
         return attempt
 
     def runner_lost(self) -> None:
@@ -342,7 +342,7 @@ class Scheduler(Steering):
                     slots.coming += 1
                 self._dispatch(effects)
         if effects:
-            perform(effects)
+            perform(effects, raises=False)
         if task is not None and (later or not ended.job.options.keep_result):
             self._announce(ended, task, called_for=True)
             if later and stay:
@@ -355,7 +355,7 @@ class Scheduler(Steering):
         if callbacks:
             if not called_for and may_wait(callbacks):
                 self.wake()
-            task._call_back(callbacks)
+            perform([functools.partial(task._call_back, callbacks)], raises=False)
         if not ended.job.options.keep_result:
             if self.lock.locked():
                 give_way(self.lock)
@@ -382,7 +382,7 @@ class Scheduler(Steering):
                 future = self.pool.options(priority=level, name="task").submit(take)
             else:
                 future = self.pool.submit(take)
-        except RuntimeError as error:  # closed, broken, or no further thread to be had
+        except Exception as error:  # noqa: BLE001  any pool's: closed, broken, or no further thread to be had
             self._ticket_lost(ticket, error, effects)
         else:
             ticket.future = future

@@ -472,6 +472,11 @@ class TaskManager:
         """How many cleanup handlers have failed."""
         return self._scheduler.cleanup_failures
 
+    @property
+    def callback_failures(self) -> int:
+        """How often a task's done-callback, or ``on_change`` or ``on_move``, has raised."""
+        return self._scheduler.callback_failures + self._scheduler.ledger.callback_failures
+
     def frame(self) -> pd.DataFrame:
         """One row a task, in order of creation, indexed by ``task_id``; times are UTC, durations seconds.
 

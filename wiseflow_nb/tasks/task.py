@@ -162,7 +162,8 @@ class Task(Future[T]):
         """Call ``fn(task)`` when the task has ended, at once if it has; on the thread that ends it.
 
         It may wait for other tasks, but not on the manager's loop, where coroutines end: what could begin
-        was called for before. Whatever it raises is logged and counted (``TaskManager.callback_failures``).
+        was called for before. Whatever it raises is logged and counted (``TaskManager.callback_failures``);
+        an interrupt that the main thread is sent in a callback is raised there, when all the others were called.
         """
         with self._condition:
             if not self._end:
@@ -170,7 +171,9 @@ class Task(Future[T]):
                     self._callbacks = []
                 self._callbacks.append(fn)
                 return
-        _call(fn, self)
+        interrupt = _call(fn, self)
+        if interrupt is not None:
+            raise interrupt
 
     def _finish(self, value: Any, error: BaseException | None, cancelled: bool = False) -> Callbacks | None:
         # Once a task, by whoever made the last transition, without the manager's lock. Return what is to be
@@ -196,12 +199,15 @@ class Task(Future[T]):
         return callbacks
 
     def _call_back(self, callbacks: Callbacks) -> None:
+        interrupt: KeyboardInterrupt | None = None
         before, _ending.scheduler = settling(), self._scheduler
         try:
             for fn in callbacks:
-                _call(fn, self)
+                interrupt = _call(fn, self) or interrupt
         finally:
             _ending.scheduler = before
+        if interrupt is not None:
+            raise interrupt
 
     def _value(self) -> T:
         # What the standard library's ``result`` does, for a task that has ended.
@@ -261,10 +267,19 @@ def may_wait(callbacks: Callbacks | None) -> bool:
     return bool(callbacks) and not all(type(fn) is FunctionType and fn.__module__ in BRIDGES for fn in callbacks or ())
 
 
-def _call(fn: Callable[[Any], object], task: Task[Any]) -> None:
-    # Whatever it raises ends the callback and nothing else: the thread has tasks of others to go on with.
+def _call(fn: Callable[[Any], object], task: Task[Any]) -> KeyboardInterrupt | None:
+    # Whatever it raises ends the callback and nothing else: the thread has tasks of others to go on with. An
+    # interrupt of the main thread is meant for what that thread is at, so it is handed back.
     try:
         fn(task)
-    except BaseException:  # the caller's callback: counted and logged, and the next one is called
+    except BaseException as error:  # the caller's callback: counted and logged, and the next one is called
         task._scheduler.callback_failures += 1
         logger.exception("a callback of %r failed", task)
+        return interrupt_of(error)
+    return None
+
+
+def interrupt_of(error: BaseException) -> KeyboardInterrupt | None:
+    """The error, if it is an interrupt that the main thread was sent; one on a thread of ours is no more than an error."""
+    main = threading.current_thread() is threading.main_thread()
+    return error if main and isinstance(error, KeyboardInterrupt) else None
