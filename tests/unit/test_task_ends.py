@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, as_completed, wait
 from typing import Any
@@ -284,6 +285,26 @@ def test_the_time_of_a_callback_is_no_tasks_time(ended: Any, following: Any) -> 
         assert seen == [TaskState.PENDING]
         assert second.state is TaskState.COMPLETED
         assert second.record().wall_seconds == 0
+
+
+def test_a_callback_that_comes_when_the_next_task_was_claimed_is_the_callers() -> None:
+    # It may wait for that very task. The condition, which the test holds, keeps the end from being told.
+    claimed, called = threading.Event(), []
+    with TaskManager(max_concurrent=1) as tasks:
+        tasks.pause()
+        held = threading.Event()
+        first: Task[bool] = tasks.submit(held.wait, SOON)
+        second = tasks.submit(claimed.set)
+        tasks.resume()
+        with first._condition:
+            held.set()
+            deadline = time.monotonic() + SOON
+            while not first._closing and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert not first.done()
+            first.add_done_callback(lambda _: called.append((threading.current_thread(), second.result(SOON))))
+        assert claimed.is_set()
+    assert called == [(threading.current_thread(), None)]
 
 
 def test_what_only_hands_an_end_to_a_loop_waits_for_nothing() -> None:

@@ -31,7 +31,7 @@ from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
-from wiseflow_nb.tasks.task import FINISHED, Callbacks, Task, ending, interrupt_of
+from wiseflow_nb.tasks.task import FINISHED, Callbacks, Task, ending, interrupt_of, may_wait
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 #: Bound of a stored traceback, in characters; the end is what tells most.
@@ -211,6 +211,8 @@ class Lives:
             with ending:
                 if task._made is None:
                     task._end = FINISHED
+                elif not may_wait(task._callbacks):
+                    task._closing = threading.get_ident()
         return task
 
     def _verdict(self, attempt: Attempt) -> TaskState:

@@ -39,7 +39,7 @@ from wiseflow_nb.tasks._runner import Runner
 from wiseflow_nb.tasks._slots import Ticket
 from wiseflow_nb.tasks._steering import Steering
 from wiseflow_nb.tasks._timer import TimerHandle
-from wiseflow_nb.tasks.task import Task, may_wait
+from wiseflow_nb.tasks.task import Task
 
 #: One for all calls without.
 NOTHING: list[Task[Any]] = []
@@ -320,9 +320,8 @@ class Scheduler(Steering):
                 else:
                     self._settled(owed)
             slots = self.slots
-            # Where somebody waits for this end, or is called at it, that comes first: a callback may wait for
-            # the next task, and its time is not that task's.
-            later = task is not None and not task._end
+            # Callbacks come first: they may wait for the next task, and their time is not that task's.
+            later = task is not None and not task._end and not task._closing
             if stay and not later and not slots.returning:
                 job = slots.take_coroutine(now)
                 if job is not None:
@@ -341,20 +340,20 @@ class Scheduler(Steering):
                 if back or stay:
                     slots.coming += 1
                 self._dispatch(effects)
+        if task is not None and not later and (not task._end or not ended.job.options.keep_result):
+            self._announce(ended, task)
         if effects:
             perform(effects, raises=False)
-        if task is not None and (later or not ended.job.options.keep_result):
-            self._announce(ended, task, called_for=True)
-            if later and stay:
+        if later and task is not None:
+            self._announce(ended, task)
+            if stay:
                 attempt = self.first_coroutine()
         return attempt, task is None
 
-    def _announce(self, ended: Attempt, task: Task[Any], *, called_for: bool) -> None:
-        # Without the lock: done-callbacks are user code. They are called when others were called for.
+    def _announce(self, ended: Attempt, task: Task[Any]) -> None:
+        # Without the lock: done-callbacks are user code.
         callbacks = None if task._end else task._finish(ended.value, None)
         if callbacks:
-            if not called_for and may_wait(callbacks):
-                self.wake()
             perform([functools.partial(task._call_back, callbacks)], raises=False)
         if not ended.job.options.keep_result:
             if self.lock.locked():
@@ -455,17 +454,18 @@ class Scheduler(Steering):
                     self._unsettled -= owed
                 else:
                     self._settled(owed)
-            later = task is not None and not task._end
-            called_for = not stay or task is None or (later and may_wait(task._callbacks))
-            if called_for:
-                self._dispatch(effects)
-            elif not later:
+            later = task is not None and not task._end and not task._closing
+            if stay and task is not None and not later:
                 attempt = self._next_call(now, wall, effects, called=False)
+            else:
+                self._dispatch(effects)
+        if task is not None and not later and (not task._end or not ended.job.options.keep_result):
+            self._announce(ended, task)
         if effects:
             perform(effects)
-        if task is not None and (later or not ended.job.options.keep_result):
-            self._announce(ended, task, called_for=called_for)
-            if later and stay:
+        if later and task is not None:
+            self._announce(ended, task)
+            if stay:
                 attempt = self._late_call()
         return attempt, task is None
 

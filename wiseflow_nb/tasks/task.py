@@ -26,8 +26,8 @@ BRIDGES = ("asyncio.futures", "wiseflow_nb.futures")
 logger = logging.getLogger("wiseflow_nb.tasks")
 # The standard library's own words for a future's state: ``wait`` and ``as_completed`` look for them.
 _PENDING, _RUNNING, _CANCELLED, FINISHED = "PENDING", "RUNNING", "CANCELLED_AND_NOTIFIED", "FINISHED"
-# Held for two steps: while an end is written that nobody waits for, or a condition is set by the first
-# that does. Re-entrant, for a finaliser may come in between.
+# Held for a few steps: while an end is written that nobody waits for, a condition is set by the first
+# that does, or a callback is entered. Re-entrant, for a finaliser may come in between.
 ending = threading.RLock()
 _ending = threading.local()
 
@@ -57,6 +57,8 @@ class Task(Future[T]):
     _callbacks: Callbacks | None = None
     #: The standard library's word for the end, empty until then.
     _end = ""
+    #: The thread that is about to write the end and has begun to think of the next task; 0 if none is.
+    _closing = 0
     _result: T | None = None
     _exception: BaseException | None = None
 
@@ -165,12 +167,16 @@ class Task(Future[T]):
         was called for before. Whatever it raises is logged and counted (``TaskManager.callback_failures``);
         an interrupt that the main thread is sent in a callback is raised there, when all the others were called.
         """
-        with self._condition:
-            if not self._end:
-                if self._callbacks is None:
-                    self._callbacks = []
-                self._callbacks.append(fn)
-                return
+        condition = self._condition
+        with condition:
+            with ending:
+                if not self._end and self._closing in (0, threading.get_ident()):
+                    if self._callbacks is None:
+                        self._callbacks = []
+                    self._callbacks.append(fn)
+                    return
+            while not self._end:  # that other thread's next step
+                condition.wait()
         interrupt = _call(fn, self)
         if interrupt is not None:
             raise interrupt
