@@ -27,6 +27,7 @@ from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _cleanup, _output
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._job import NO_CALL, Attempt, Effects, Job
+from wiseflow_nb.tasks._later import Later
 from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._slots import Slots
@@ -38,15 +39,19 @@ logger = logging.getLogger("wiseflow_nb.tasks")
 TRACEBACK_KEPT = 8192
 
 
-def give_way(lock: threading.Lock) -> None:
-    """Before a lock is acquired that another thread holds for a few steps: let that thread go on.
+def give_way(lives: Lives) -> None:
+    """Before the lock is acquired, which another thread seems to hold for a few steps: let that thread go on.
 
     Whoever queues for a lock is woken for it and then waits for the interpreter, while the other finds
     the lock taken and queues in turn: each step costs a change of threads.
     """
     for _ in range(YIELDS):
         time.sleep(0)
-        if not lock.locked():
+        if not lives.busy:
+            return
+        if lives.lock.acquire(False):  # who had it left by way of an error
+            lives.busy = False
+            lives.lock.release()
             return
 
 
@@ -63,7 +68,13 @@ class Lives:
         on_move: OnMove | None,
         id_prefix: str,
     ) -> None:
-        self.lock = threading.Lock()
+        # Re-entrant, for a finaliser may ask for something in the midst of a change. One that wants to
+        # change something itself is put off (``inside``, ``later``).
+        self.lock = threading.RLock()
+        #: Whether somebody is probably at one of the frequent changes: looked at before queueing for the lock.
+        self.busy = False
+        self.inside: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
+        self.later = Later()
         self.clock = clock
         # Without the clock's own wrapper, where it is the machine's: both are read several times a task.
         self.machine_time = isinstance(clock, SystemClock)
@@ -449,6 +460,9 @@ class Lives:
 
     def reprioritise(self, job: Job, priority: Priority) -> bool:
         """Change a task's own class; return False if it has ended."""
+        if self.inside() or not job.been:
+            self.later.add(functools.partial(self.reprioritise, job, priority))
+            return job.code < FIRST_TERMINAL
         effects: Effects = []
         with self.lock:
             if job.code >= FIRST_TERMINAL:

@@ -95,18 +95,19 @@ class Scheduler(Steering):
         task: Task[Any] = Task(self)
         variables = contextvars.copy_context()
         effects: Effects = []
-        lock = self.lock
-        if lock.locked():
-            give_way(lock)
-        with lock:
+        if self.inside():
+            return self._put_off(task, (fn, args, kwargs), kind, name, options, needed, variables, retry_of)
+        if self.busy:
+            give_way(self)
+        with self.lock:
+            self.busy = True
             if self.closed:
                 raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
-            number = self._numbers + 1
-            task_id = f"{self._prefix}{number}"
             parents = None
             if needed or options.dependencies:
-                parents = self._parents(task_id, needed, options.dependencies)
-            self._numbers = number
+                parents = self._parents(f"{self._prefix}{self._numbers + 1}", needed, options.dependencies)
+            self._numbers = number = self._numbers + 1
+            task_id = f"{self._prefix}{number}"
             now = self._time()
             task._job = job = Job(number, task_id, name, kind, options, (fn, args, kwargs), task, variables, now)
             if retry_of:
@@ -131,9 +132,52 @@ class Scheduler(Steering):
             if options.deadline is not None and job.code < FIRST_TERMINAL:
                 due = self._monotonic() + options.deadline
                 job.deadline = self.timers.at(due, functools.partial(self.deadline_due, job))
+            self.busy = False
         if effects:
             perform(effects)
         return task
+
+    def _put_off(
+        self,
+        task: Task[Any],
+        call: tuple[Any, tuple[Any, ...], dict[str, Any]],
+        kind: str,
+        name: str,
+        options: TaskOptions,
+        needed: list[Task[Any]],
+        variables: contextvars.Context,
+        retry_of: str,
+    ) -> Task[Any]:
+        # A finaliser submits in the midst of a change: it has its task, which is entered after that.
+        if self.closed:
+            raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
+        parents = self._parents(f"{self._prefix}{self._numbers + 1}", needed, options.dependencies)
+        self._numbers = number = self._numbers + 1
+        task_id = f"{self._prefix}{number}"
+        task._job = job = Job(number, task_id, name, kind, options, call, task, variables, self._time())
+        job.retry_of = retry_of
+        self.later.add(functools.partial(self._enter_later, job, parents))
+        return task
+
+    def _enter_later(self, job: Job, parents: list[Job]) -> None:
+        effects: Effects = []
+        with self.lock:
+            if not self._unsettled:
+                self.quiet.clear()
+                _output.begin_routing()
+            self._unsettled += 1
+            if not self._enter_behind(job, parents, effects):
+                job.ready_at = self._monotonic()
+                job.ready_seconds = self._time()
+                self.ledger.born(job)
+                self.slots.push(job)
+            if job.options.deadline is not None and job.code < FIRST_TERMINAL:
+                due = self._monotonic() + job.options.deadline
+                job.deadline = self.timers.at(due, functools.partial(self.deadline_due, job))
+            if self.closed:
+                self._cancel(job, "shutdown", effects)
+            self._dispatch(effects)
+        perform(effects)
 
     def _enter_behind(self, job: Job, parents: list[Job], effects: Effects) -> bool:
         # Enter a task that has dependencies; return False if it is ready all the same.
@@ -209,6 +253,9 @@ class Scheduler(Steering):
 
     def wake(self) -> None:
         """Start what can be started now."""
+        if self.inside():
+            self.later.add(self.wake)
+            return
         effects: Effects = []
         with self.lock:
             self._dispatch(effects)
@@ -269,8 +316,8 @@ class Scheduler(Steering):
     def first_coroutine(self) -> Attempt | None:
         """A runner that was called for has come: return what it is to run."""
         effects: Effects = []
-        if self.lock.locked():
-            give_way(self.lock)
+        if self.busy:
+            give_way(self)
         with self.lock:
             self.slots.coming -= 1
             attempt = self._next_coroutine(self._monotonic(), self._time(), effects)
@@ -306,10 +353,10 @@ class Scheduler(Steering):
         """
         effects: Effects = []
         attempt = None
-        lock = self.lock
-        if lock.locked():
-            give_way(lock)
-        with lock:
+        if self.busy:
+            give_way(self)
+        with self.lock:
+            self.busy = True
             if not self.machine_time:
                 now = self._monotonic()
             wall = self._time()
@@ -340,6 +387,7 @@ class Scheduler(Steering):
                 if back or stay:
                     slots.coming += 1
                 self._dispatch(effects)
+            self.busy = False
         if task is not None and not later and (not task._end or not ended.job.options.keep_result):
             self._announce(ended, task)
         if effects:
@@ -356,8 +404,8 @@ class Scheduler(Steering):
         if callbacks:
             perform([functools.partial(task._call_back, callbacks)], raises=False)
         if not ended.job.options.keep_result:
-            if self.lock.locked():
-                give_way(self.lock)
+            if self.busy:
+                give_way(self)
             with self.lock:
                 self._after_settling(ended.job, task)
 
@@ -408,6 +456,9 @@ class Scheduler(Steering):
             threading.Thread(target=self._give_up, args=(ticket, error), name="wiseflow-lost", daemon=True).start()
 
     def _give_up(self, ticket: Ticket, error: BaseException) -> None:
+        if self.inside():  # a pool's finaliser
+            self.later.add(functools.partial(self._give_up, ticket, error))
+            return
         effects: Effects = []
         self._ticket_lost(ticket, error, effects)
         perform(effects)
@@ -428,8 +479,8 @@ class Scheduler(Steering):
     def _take_ticket(self, ticket: Ticket) -> None:
         # Called without the lock, on a worker of the pool.
         effects: Effects = []
-        if self.lock.locked():
-            give_way(self.lock)
+        if self.busy:
+            give_way(self)
         with self.lock:
             self.slots.ticket_taken(ticket)
             attempt = self._next_call(self._monotonic(), self._time(), effects, called=True)
@@ -441,10 +492,10 @@ class Scheduler(Steering):
         """The code of a worker's attempt has ended; as ``next_coroutine``, for plain calls."""
         effects: Effects = []
         attempt = None
-        lock = self.lock
-        if lock.locked():
-            give_way(lock)
-        with lock:
+        if self.busy:
+            give_way(self)
+        with self.lock:
+            self.busy = True
             if not self.machine_time:
                 now = self._monotonic()
             wall = self._time()
@@ -459,6 +510,7 @@ class Scheduler(Steering):
                 attempt = self._next_call(now, wall, effects, called=False)
             else:
                 self._dispatch(effects)
+            self.busy = False
         if task is not None and not later and (not task._end or not ended.job.options.keep_result):
             self._announce(ended, task)
         if effects:
@@ -472,8 +524,8 @@ class Scheduler(Steering):
     def _late_call(self) -> Attempt | None:
         # For a worker whose task has ended for everybody.
         effects: Effects = []
-        if self.lock.locked():
-            give_way(self.lock)
+        if self.busy:
+            give_way(self)
         with self.lock:
             attempt = self._next_call(self._monotonic(), self._time(), effects, called=False)
         if effects:

@@ -66,6 +66,9 @@ class Steering(Lives):
     def progressed(self, attempt: Attempt, fraction: float, text: str) -> None:
         """A running attempt tells how far it is."""
         job = attempt.job
+        if self.inside():
+            self.later.add(functools.partial(self.progressed, attempt, fraction, text))
+            return
         with self.lock:
             if job.attempt is attempt:
                 attempt.progress_at = self._time()
@@ -76,6 +79,9 @@ class Steering(Lives):
 
     def cancel(self, job: Job, reason: str) -> bool:
         """Ask a task to stop; return whether it was, or has been, cancelled."""
+        if self.inside() or not job.been:  # not even entered: it was submitted in the midst of a change
+            self.later.add(functools.partial(self.cancel, job, reason))
+            return job.code < FIRST_TERMINAL or job.state is TaskState.CANCELLED
         effects: Effects = []
         with self.lock:
             accepted = self._cancel(job, reason, effects)

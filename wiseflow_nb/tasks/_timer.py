@@ -34,7 +34,8 @@ class Timers:
         self._name = name
         listen = getattr(clock, "add_listener", None)
         self._unlisten: Callable[[], None] | None = None if listen is None else listen(self.run_due)
-        self._lock = threading.Lock()
+        # Re-entrant, for a finaliser that submits or cancels may come in between.
+        self._lock = threading.RLock()
         self._heap: list[tuple[float, int, TimerHandle]] = []
         self._tidy_at = 1024
         self._order = itertools.count()
