@@ -122,6 +122,19 @@ def test_all_that_follows_a_change_is_done_whatever_a_part_of_it_raises() -> Non
     assert done == [1]
 
 
+def test_what_an_interrupt_came_in_the_midst_of_is_done_again() -> None:
+    done: list[int] = []
+
+    def interrupted() -> None:
+        done.append(len(done))
+        if len(done) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        perform([interrupted])
+    assert done == [0, 1]
+
+
 def test_failing_callbacks_are_counted() -> None:
     with TaskManager(max_concurrent=1) as tasks:
         task = tasks.submit(int)

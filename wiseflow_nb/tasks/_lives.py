@@ -361,13 +361,14 @@ class Lives:
             effects.append(job.call[0].close)  # never started: nothing will await it
         # The code may have run in them, and left there what leads to its error.
         job.variables = None
-        task, job.task = job.task, None
+        task = job.task
         if state is TaskState.COMPLETED:
             job.call = NO_CALL
             if task is not None:
                 task._result = value  # those that depend on it may begin before it is settled
         if task is not None:
-            effects.append(functools.partial(self._settle, job, task, state, value, error, effects))
+            effects.append(Settling(self._settle, job, task, state, value, error, effects, [job]))
+            job.task = None  # not before: it tells whether this was done
 
     def _let_go(self, job: Job, effects: Effects) -> None:
         for timer in (job.deadline, job.retry_timer):
@@ -388,19 +389,39 @@ class Lives:
                 task._release()
 
     def _settle(
-        self, job: Job, task: Task[Any], state: TaskState, value: Any, error: BaseException | None, effects: Effects
+        self,
+        job: Job,
+        task: Task[Any],
+        state: TaskState,
+        value: Any,
+        error: BaseException | None,
+        effects: Effects,
+        due: list[Job],
     ) -> None:
-        # Called without the lock.
-        callbacks = task._finish(value, None if state is TaskState.COMPLETED else error, state is TaskState.CANCELLED)
+        # Called without the lock; once more, if an interrupt came in between.
+        callbacks = None
+        if not task._end:
+            raised = None if state is TaskState.COMPLETED else error
+            callbacks = task._finish(value, raised, state is TaskState.CANCELLED)
         if callbacks:
-            effects.append(_Calling(self, job, task, callbacks))
+            effects.append(Calling(self._call_back, job, task, callbacks, due))
         else:
-            self._told(job, task)
+            self._told(job, task, due)
 
-    def _told(self, job: Job, task: Task[Any]) -> None:
+    def _call_back(self, job: Job, task: Task[Any], callbacks: Callbacks, due: list[Job]) -> None:
+        try:
+            task._call_back(callbacks)
+        finally:
+            self._told(job, task, due)
+
+    def _told(self, job: Job, task: Task[Any], due: list[Job]) -> None:
         with self.lock:
             self._after_settling(job, task)
-            self._settled(1)
+            if due:
+                # Counted once, in steps between which no interrupt comes.
+                del due[0]
+                self._unsettled -= 1
+                self._all_quiet()
 
     def _after_settling(self, job: Job, task: Task[Any]) -> None:
         if job.released and not job.takers:
@@ -411,9 +432,13 @@ class Lives:
 
     def _settled(self, count: int) -> None:
         self._unsettled -= count
-        if count and not self._unsettled:
+        if count:
+            self._all_quiet()
+
+    def _all_quiet(self) -> None:
+        if not self._unsettled:
             self.quiet.set()
-            _output.end_routing()
+            _output.end_routing(self)
 
     def _make_ready(self, job: Job) -> None:
         job.ready_at = self._monotonic()
@@ -482,17 +507,12 @@ class Lives:
         return True
 
 
-class _Calling:
+class Settling(functools.partial[None]):
+    """The end of a task, to be told."""
+
+
+class Calling(functools.partial[None]):
     """The done-callbacks of a task, user code: called when all else that follows the change has been done."""
-
-    def __init__(self, lives: Lives, job: Job, task: Task[Any], callbacks: Callbacks) -> None:
-        self._lives, self._job, self._task, self._callbacks = lives, job, task, callbacks
-
-    def __call__(self) -> None:
-        try:
-            self._task._call_back(self._callbacks)
-        finally:
-            self._lives._told(self._job, self._task)
 
 
 def lenders(job: Job) -> list[Priority]:
@@ -509,25 +529,30 @@ def perform(effects: Effects, *, raises: bool = True) -> None:
     what nobody else would go on with.
     """
     interrupt: KeyboardInterrupt | None = None
-    last: Effects = []
-    for effect in effects:
-        if type(effect) is _Calling:
-            last.append(effect)
-        else:
-            interrupt = _done(effect) or interrupt
-    for effect in last:
-        interrupt = _done(effect) or interrupt
+    for calling in (False, True):
+        for at, effect in enumerate(effects):
+            if (type(effect) is Calling) is calling:
+                interrupt = _done(effect) or interrupt
+                effects[at] = _nothing  # whoever is interrupted in between may begin anew
     if interrupt is not None and raises:
         raise interrupt
 
 
-def _done(effect: Callable[[], object]) -> KeyboardInterrupt | None:
+def _done(effect: Callable[[], object], *, again: bool = True) -> KeyboardInterrupt | None:
     try:
         effect()
     except BaseException as error:  # a pool, a coroutine or a loop of the caller's
         logger.exception("what follows a change of a task failed")
-        return interrupt_of(error)
+        interrupt = interrupt_of(error)
+        if again and interrupt is not None and type(effect) is not Calling:
+            # What it came in the midst of may not have been done; to do it twice does no harm.
+            _done(effect, again=False)
+        return interrupt
     return None
+
+
+def _nothing() -> None:
+    pass
 
 
 def short(error: BaseException | None, reason: str = "") -> str:

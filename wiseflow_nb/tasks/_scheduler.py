@@ -21,6 +21,7 @@ from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import (
     DependencyError,
     PoolClosedError,
+    TaskCancelledError,
 )
 from wiseflow_nb.futures import settle
 from wiseflow_nb.pool import ThreadPoolManager
@@ -31,7 +32,7 @@ from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
 from wiseflow_nb.tasks._graph import referenced
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
 from wiseflow_nb.tasks._ledger import OnMove
-from wiseflow_nb.tasks._lives import give_way, perform
+from wiseflow_nb.tasks._lives import Calling, Settling, give_way, perform
 from wiseflow_nb.tasks._loop import TaskLoop
 from wiseflow_nb.tasks._machine import COMPLETED, FIRST_TERMINAL, RUNNING, WAITING
 from wiseflow_nb.tasks._options import TaskOptions, kind_of
@@ -99,43 +100,75 @@ class Scheduler(Steering):
             return self._put_off(task, (fn, args, kwargs), kind, name, options, needed, variables, retry_of)
         if self.busy:
             give_way(self)
-        with self.lock:
-            self.busy = True
-            if self.closed:
-                raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
-            parents = None
-            if needed or options.dependencies:
-                parents = self._parents(f"{self._prefix}{self._numbers + 1}", needed, options.dependencies)
-            self._numbers = number = self._numbers + 1
-            task_id = f"{self._prefix}{number}"
-            now = self._time()
-            task._job = job = Job(number, task_id, name, kind, options, (fn, args, kwargs), task, variables, now)
-            if retry_of:
-                job.retry_of = retry_of
-            if not self._unsettled:
-                self.quiet.clear()
-                _output.begin_routing()
-            self._unsettled += 1
-            slots = self.slots
-            if parents is None or not self._enter_behind(job, parents, effects):
-                job.ready_at = self._monotonic()
-                job.ready_seconds = now
-                self.ledger.born(job)
-                slots.push(job)
-                # As ``workers_wanted`` and ``runners_wanted`` would find: enough have been called for.
-                if slots.held + (slots.coming if kind == "async" else slots.tickets) < slots.limit or (
-                    kind != "async" and job.level > slots.lowest_ticket
-                ):
-                    self._dispatch(effects)
-            elif job.level is not Priority.NORMAL or slots.lowest_ticket < Priority.NORMAL:
-                self._dispatch(effects)  # it may have lent its class to one that is held back
-            if options.deadline is not None and job.code < FIRST_TERMINAL:
-                due = self._monotonic() + options.deadline
-                job.deadline = self.timers.at(due, functools.partial(self.deadline_due, job))
-            self.busy = False
-        if effects:
-            perform(effects)
+        job: Job | None = None
+        try:
+            with self.lock:
+                self.busy = True
+                if self.closed:
+                    raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
+                parents = None
+                if needed or options.dependencies:
+                    parents = self._parents(f"{self._prefix}{self._numbers + 1}", needed, options.dependencies)
+                self._numbers = number = self._numbers + 1
+                task_id = f"{self._prefix}{number}"
+                now = self._time()
+                task._job = job = Job(number, task_id, name, kind, options, (fn, args, kwargs), task, variables, now)
+                if retry_of:
+                    job.retry_of = retry_of
+                self._unsettled += 1
+                if self._unsettled == 1:
+                    self.quiet.clear()
+                    _output.begin_routing(self)
+                slots = self.slots
+                if parents is None or not self._enter_behind(job, parents, effects):
+                    job.ready_at = self._monotonic()
+                    job.ready_seconds = now
+                    self.ledger.born(job)
+                    slots.push(job)
+                    # As ``workers_wanted`` and ``runners_wanted`` would find: enough have been called for.
+                    if slots.held + (slots.coming if kind == "async" else slots.tickets) < slots.limit or (
+                        kind != "async" and job.level > slots.lowest_ticket
+                    ):
+                        self._dispatch(effects)
+                elif job.level is not Priority.NORMAL or slots.lowest_ticket < Priority.NORMAL:
+                    self._dispatch(effects)  # it may have lent its class to one that is held back
+                if options.deadline is not None and job.code < FIRST_TERMINAL:
+                    due = self._monotonic() + options.deadline
+                    job.deadline = self.timers.at(due, functools.partial(self.deadline_due, job))
+                self.busy = False
+            if effects:
+                perform(effects)
+        except BaseException:
+            if job is not None:
+                self._take_back(job, effects)
+            raise
         return task
+
+    def _take_back(self, job: Job, effects: Effects) -> None:
+        # Something came in between, as an interrupt of the main thread does, while a task was entered: its
+        # caller does not get it, so it is not to run; and what was done by half is done wholly or not at all.
+        with self.lock:
+            entered = self.ledger.jobs.get(job.task_id) is job
+            if entered:
+                self.ledger.catch_up(job)
+            else:
+                self._settled(1)
+            for grant in self.slots.restore(self.ledger.jobs.values()):
+                effects.append(functools.partial(settle, grant))
+            if entered and job.code < FIRST_TERMINAL:
+                self._cancel(job, "interrupted while it was submitted", effects)
+            elif entered and job.task is not None and not any(type(effect) is Settling for effect in effects):
+                error = TaskCancelledError(f"task {job.label} was interrupted while it was submitted")
+                self._let_go(job, effects)
+                effects.append(Settling(self._settle, job, job.task, job.state, None, error, effects, [job]))
+                job.task = None
+            if self._unsettled:
+                self.quiet.clear()
+                _output.begin_routing(self)
+            else:
+                self._all_quiet()
+            self._dispatch(effects)
+        perform(effects, raises=False)
 
     def _put_off(
         self,
@@ -164,7 +197,7 @@ class Scheduler(Steering):
         with self.lock:
             if not self._unsettled:
                 self.quiet.clear()
-                _output.begin_routing()
+                _output.begin_routing(self)
             self._unsettled += 1
             if not self._enter_behind(job, parents, effects):
                 job.ready_at = self._monotonic()
@@ -282,8 +315,9 @@ class Scheduler(Steering):
                 effects.append(functools.partial(self._raise_ticket, ticket))
         wanted = slots.runners_wanted(now)
         if wanted:
+            start = functools.partial(self.loop.call, self.runner.start, [wanted])
             slots.coming += wanted
-            effects.append(functools.partial(self.loop.call, self.runner.start, wanted))
+            effects.append(start)
         if slots.hold_reason and self._recheck is None:
             again = functools.partial(self._look_again, slots.taken_up)
             self._recheck = self.timers.at(now + RECHECK_SECONDS, again)
@@ -402,7 +436,7 @@ class Scheduler(Steering):
         # Without the lock: done-callbacks are user code.
         callbacks = None if task._end else task._finish(ended.value, None)
         if callbacks:
-            perform([functools.partial(task._call_back, callbacks)], raises=False)
+            perform([Calling(task._call_back, callbacks)], raises=False)
         if not ended.job.options.keep_result:
             if self.busy:
                 give_way(self)
@@ -482,7 +516,8 @@ class Scheduler(Steering):
         if self.busy:
             give_way(self)
         with self.lock:
-            self.slots.ticket_taken(ticket)
+            if ticket.open:
+                self.slots.ticket_taken(ticket)
             attempt = self._next_call(self._monotonic(), self._time(), effects, called=True)
         perform(effects)
         if attempt is not None:

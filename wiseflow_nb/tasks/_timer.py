@@ -55,7 +55,8 @@ class Timers:
                 heapq.heapify(self._heap)
                 self._tidy_at = max(1024, 2 * len(self._heap))
             heapq.heappush(self._heap, (due_seconds, next(self._order), handle))
-            if self._unlisten is None and self._thread is None:
+            # An interrupt may have come when it was to be started.
+            if self._unlisten is None and (self._thread is None or self._thread.ident is None):
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
             elif self._heap[0][2] is handle:

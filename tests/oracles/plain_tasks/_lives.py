@@ -259,7 +259,7 @@ class Lives:
             self._unsettled -= 1
             if not self._unsettled:
                 self.quiet.set()
-                _output.end_routing()
+                _output.end_routing(self)
 
     def _release(self, job: Job, effects: Effects) -> None:
         # The value of a task that is not to keep it: all that were to take it have ended.

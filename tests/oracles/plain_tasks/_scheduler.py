@@ -116,7 +116,7 @@ class Scheduler(Lives):
             self._unsettled += 1
             if self.quiet.is_set():
                 self.quiet.clear()
-                _output.begin_routing()
+                _output.begin_routing(self)
             if record.state is TaskState.PENDING:
                 job.ready_at = now
                 job.record = replace(record, ready_seconds=record.created_seconds)
