@@ -17,7 +17,7 @@ from tests.unit.test_task_invariants import check_manager
 from wiseflow_nb.futures import to_asyncio
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import HasRecord, TaskState, TaskTransition
-from wiseflow_nb.tasks import Task, TaskManager
+from wiseflow_nb.tasks import Retry, Task, TaskManager
 from wiseflow_nb.tasks._lives import perform
 from wiseflow_nb.tasks.task import may_wait
 from wiseflow_nb.testing import Stage
@@ -334,3 +334,29 @@ def test_what_only_hands_an_end_to_a_loop_waits_for_nothing() -> None:
             assert await asyncio.gather(*bridged) == [True, True]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["thread", "async"])
+def test_a_retry_rule_that_cannot_tell_covers_nothing(kind: str) -> None:
+    free = []
+
+    class Odd(type):
+        def __instancecheck__(cls, other: object) -> bool:
+            # Asked without the lock, which another thread can take meanwhile.
+            looking = threading.Thread(target=lambda: free.append(tasks.counts()["running"]))
+            looking.start()
+            looking.join(SOON)
+            raise RuntimeError("no idea")
+
+    class OddError(Exception, metaclass=Odd):
+        pass
+
+    async def fail_async() -> None:
+        raise ValueError("told to")
+
+    with TaskManager(max_concurrent=1) as tasks:
+        task = tasks.options(retry=Retry(1, on=OddError)).submit(_raise if kind == "thread" else fail_async)
+        assert isinstance(task.exception(SOON), ValueError)
+        assert task.state is TaskState.FAILED
+        assert tasks.submit(int).result(SOON) == 0
+    assert free == [1, 1]

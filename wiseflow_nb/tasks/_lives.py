@@ -30,6 +30,7 @@ from wiseflow_nb.tasks._job import NO_CALL, Attempt, Effects, Job
 from wiseflow_nb.tasks._later import Later
 from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
+from wiseflow_nb.tasks._retry import Retry
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
 from wiseflow_nb.tasks.task import FINISHED, Callbacks, Task, ending, interrupt_of, may_wait
@@ -123,6 +124,11 @@ class Lives:
 
     def cleanup_of(self, attempt: Attempt) -> list[_cleanup.Handler]:
         """What is to run now that an attempt's code has stopped."""
+        # Before the lock is taken: the types that a rule names may bring code of their own.
+        retry = attempt.job.options.retry
+        if retry.times:
+            attempt.covered = _covers(retry, attempt.error)
+            attempt.timeout_covered = _covers(retry, TaskTimeoutError("timed out"))
         with self.lock:
             shared = list(self.handlers)
             completed = self._verdict(attempt) is TaskState.COMPLETED
@@ -231,13 +237,11 @@ class Lives:
         retry = job.options.retry
         stop = attempt.stop if attempt.asked else Stop.NONE
         error = attempt.error
-        if stop is Stop.TIMEOUT:
-            error = TaskTimeoutError("timed out")
         may_retry = (
             self.retries_allowed
             and attempt.stop not in (Stop.CANCEL, Stop.DEADLINE)
             and attempt.number - job.rerun <= retry.times
-            and retry.covers(error)
+            and (attempt.timeout_covered if stop is Stop.TIMEOUT else attempt.covered)
         )
         may_rerun = (
             self.retries_allowed
@@ -549,6 +553,14 @@ def _done(effect: Callable[[], object], *, again: bool = True) -> KeyboardInterr
             _done(effect, again=False)
         return interrupt
     return None
+
+
+def _covers(retry: Retry, error: BaseException | None) -> bool:
+    try:
+        return retry.covers(error)
+    except BaseException:  # user code: a rule that cannot tell covers nothing
+        logger.exception("whether a retry covers %s could not be told", type(error).__name__)
+        return False
 
 
 def _nothing() -> None:
