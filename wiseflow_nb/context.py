@@ -21,7 +21,8 @@ OUTPUT_KEPT = 8192
 
 Cleanup = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 # One for all: it is held for a few assignments, and a lock for each task would cost more than the task.
-_lock = threading.Lock()
+# Re-entrant, for a finaliser that cancels a task may come in between.
+_lock = threading.RLock()
 
 
 class CancelToken:

@@ -50,6 +50,9 @@ class GovernedTasks(Protocol):
     def cleanup_failures(self) -> int: ...
 
     @property
+    def callback_failures(self) -> int: ...
+
+    @property
     def hold_reason(self) -> str: ...
 
     def counts(self) -> Mapping[str, int]: ...
@@ -208,6 +211,7 @@ class Governor:
         status = self._pool.status()
         return AuditFacts(
             cleanup_failures=self._tasks.cleanup_failures,
+            callback_failures=self._tasks.callback_failures,
             abandoned_tasks=tuple((item.task_id, item.name) for item in records if item.state is TaskState.ABANDONED),
             stuck_tasks=tuple((task_id, name, seen["task", task_id]) for task_id, name in stuck),
             workers=status.workers,

@@ -46,6 +46,14 @@ def test_what_was_never_cleaned_up() -> None:
     assert "'etl' was abandoned" in found[1].message
 
 
+def test_callbacks_that_raised_are_told() -> None:
+    (found,) = find_leaks(AuditFacts(callback_failures=2))
+    assert (found.kind, found.value) == ("callback", 2.0)
+    bench = Bench()
+    bench.parts.callback_failures = 3
+    assert [finding.value for finding in bench.governor.audit()] == [3.0]
+
+
 def test_a_thread_is_given_a_minute() -> None:
     assert kinds(AuditFacts(stuck_tasks=(("t1", "loop", 59.0),))) == []
     (finding,) = find_leaks(AuditFacts(stuck_tasks=(("t1", "loop", 61.0),)))
@@ -90,6 +98,7 @@ class Parts:
         self.status_now = PoolStatus(workers=2, busy=0, queued=0, min_workers=2, max_workers=8, target=2)
         self.tasks: list[TaskRecord] = []
         self.cleanup_failures = 0
+        self.callback_failures = 0
         self.pending = 0
         self.pending_thread_tasks = 0
         self.hold_reason = ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.oracles import plain_tasks
 from tests.unit.test_task_invariants import check_closed_manager
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import TaskState
@@ -22,9 +23,10 @@ def fail() -> None:
 
 
 @pytest.mark.parametrize("make", [ThreadPoolManager, ThreadPoolExecutor])
-def test_an_initializer_that_fails_fails_the_tasks(make: Callable[..., Executor]) -> None:
+@pytest.mark.parametrize("manager", [TaskManager, plain_tasks.TaskManager])
+def test_an_initializer_that_fails_fails_the_tasks(make: Callable[..., Executor], manager: Any) -> None:
     pool = make(max_workers=2, initializer=fail)
-    with TaskManager(pool, max_concurrent=2) as tasks:
+    with manager(pool, max_concurrent=2) as tasks:
         calls = [tasks.submit(int) for _ in range(5)]
         done, _ = wait(calls, SOON)
         assert len(done) == 5
@@ -47,6 +49,21 @@ def test_a_call_that_the_pool_cannot_make_fails_its_task() -> None:
         with pytest.raises(ValueError, match="no connection"):
             tasks.submit(int).result(SOON)
         assert tasks.counts()["failed"] == 1
+    check_closed_manager(tasks)
+
+
+class Upset(ThreadPoolExecutor):
+    """Fails in a way that no pool of the standard library does."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        raise ConnectionError("the cluster is gone")
+
+
+@pytest.mark.parametrize("manager", [TaskManager, plain_tasks.TaskManager])
+def test_whatever_a_pool_raises_fails_the_task(manager: Any) -> None:
+    with Upset(1) as pool, manager(pool) as tasks:
+        calls = [tasks.submit(int) for _ in range(3)]
+        assert [str(call.exception(SOON)) for call in calls] == ["the cluster is gone"] * 3
     check_closed_manager(tasks)
 
 

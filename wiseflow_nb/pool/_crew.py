@@ -132,8 +132,13 @@ class Crew:
     def put(self, work: PoolFuture[Any]) -> None:
         """Queue work, and see to it that a worker takes it."""
         lock = self.lock
-        if not lock.acquire(False):
-            take(lock)
+        try:
+            if not lock.acquire(False):
+                take(lock)
+        except BaseException:  # an interrupt, which may come when the lock is ours already
+            if lock._is_owned():  # type: ignore[attr-defined]
+                lock.release()
+            raise
         try:
             if self._broken:
                 raise BrokenThreadPool(self._broken)
@@ -168,7 +173,9 @@ class Crew:
         if self._idle:
             if self._called is None:
                 with contextlib.suppress(IndexError):  # an abandoned pool takes from the list unlocked
-                    self._called = worker = self._idle.pop()
+                    # No call in between, after which an interrupt could come: nobody would ring this one again.
+                    self._called = worker = self._idle[-1]
+                    del self._idle[-1]
                     worker.bell.release()
         elif len(self._workers) < self._limit:
             expected = self._starting + (self._called is not None)
@@ -176,13 +183,13 @@ class Crew:
                 self._hire()
 
     def _hire(self) -> None:
+        self._leaving = [thread for thread in self._leaving if thread.is_alive()]
         worker = Worker()
         name = f"{self._prefix}-{self._hired}"
         worker.thread = threading.Thread(target=self._work_loop, args=(worker,), name=name, daemon=True)
         self._workers[worker.thread] = worker
         self._starting += 1
         self._hired += 1
-        self._leaving = [thread for thread in self._leaving if thread.is_alive()]
         try:
             worker.thread.start()
         except RuntimeError:

@@ -47,6 +47,7 @@ class AuditFacts:
     """
 
     cleanup_failures: int = 0
+    callback_failures: int = 0
     abandoned_tasks: tuple[tuple[str, str], ...] = ()
     stuck_tasks: tuple[tuple[str, str, float], ...] = ()
     workers: int = 0
@@ -76,6 +77,9 @@ def find_leaks(facts: AuditFacts) -> tuple[AuditFinding, ...]:
                 float(facts.cleanup_failures),
             )
         )
+    if facts.callback_failures:
+        message = f"callbacks of tasks raised {facts.callback_failures} times; what they should have done is not done"
+        found.append(AuditFinding("callback", "callbacks", f"{message} (see the log)", float(facts.callback_failures)))
     for task_id, name in facts.abandoned_tasks:
         found.append(
             AuditFinding("cleanup", task_id, f"task {name!r} was abandoned while it ran: its cleanup never ran")

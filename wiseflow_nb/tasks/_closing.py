@@ -16,6 +16,7 @@ OVERDUE_SECONDS = 2.0
 
 def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> None:
     """End a scheduler; what still runs at ``deadline`` (monotonic seconds) is ABANDONED."""
+    scheduler.later.carry_out()
     effects: Effects = []
     with scheduler.lock:
         scheduler.closed = True

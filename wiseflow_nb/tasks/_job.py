@@ -40,6 +40,9 @@ class Attempt(TaskContext):
     progress_at = NAN
     value: Any = None
     error: BaseException | None = None
+    #: Whether the retry rule covers the error, or a time-out; told when the code has ended.
+    covered = False
+    timeout_covered = False
     started_at = NAN
     wall_seconds = NAN
     cpu_seconds = 0.0

@@ -53,6 +53,8 @@ class Ledger:
         self.rev = 0
         # Changes without a transition: a revision is the number of a transition but for these.
         self._touches = 0
+        #: The last revision that ``on_move`` was told of.
+        self._told = 0
         self.callback_failures = 0
         self.usual = UsualTimes()
 
@@ -112,6 +114,12 @@ class Ledger:
             # Each attempt comes by here: so a history does not grow without end.
             job.been &= KEPT_MOVES
 
+    def catch_up(self, job: Job) -> None:
+        """Tell the last move of a task if an interrupt came before it was told."""
+        if self._on_move is not None and job.rev > self._told:
+            source = job.been >> 4 & 15
+            self._tell_move(job, source - 1 if source else None)
+
     def touch(self, job: Job) -> None:
         """Something of a task changed without a transition."""
         self._touches += 1
@@ -161,6 +169,7 @@ class Ledger:
 
     def _tell(self, job: Job, transition: TaskTransition | None) -> None:
         assert self._on_move is not None
+        self._told = job.rev
         try:
             self._on_move(job, transition)
         except BaseException:  # the caller's code: counted, and logged once with its traceback

@@ -27,26 +27,32 @@ from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState
 from wiseflow_nb.tasks import _cleanup, _output
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._job import NO_CALL, Attempt, Effects, Job
+from wiseflow_nb.tasks._later import Later
 from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
+from wiseflow_nb.tasks._retry import Retry
 from wiseflow_nb.tasks._slots import Slots
 from wiseflow_nb.tasks._timer import Timers
-from wiseflow_nb.tasks.task import FINISHED, Task, ending
+from wiseflow_nb.tasks.task import FINISHED, Callbacks, Task, ending, interrupt_of, may_wait
 
 logger = logging.getLogger("wiseflow_nb.tasks")
 #: Bound of a stored traceback, in characters; the end is what tells most.
 TRACEBACK_KEPT = 8192
 
 
-def give_way(lock: threading.Lock) -> None:
-    """Before a lock is acquired that another thread holds for a few steps: let that thread go on.
+def give_way(lives: Lives) -> None:
+    """Before the lock is acquired, which another thread seems to hold for a few steps: let that thread go on.
 
     Whoever queues for a lock is woken for it and then waits for the interpreter, while the other finds
     the lock taken and queues in turn: each step costs a change of threads.
     """
     for _ in range(YIELDS):
         time.sleep(0)
-        if not lock.locked():
+        if not lives.busy:
+            return
+        if lives.lock.acquire(False):  # who had it left by way of an error
+            lives.busy = False
+            lives.lock.release()
             return
 
 
@@ -63,7 +69,13 @@ class Lives:
         on_move: OnMove | None,
         id_prefix: str,
     ) -> None:
-        self.lock = threading.Lock()
+        # Re-entrant, for a finaliser may ask for something in the midst of a change. One that wants to
+        # change something itself is put off (``inside``, ``later``).
+        self.lock = threading.RLock()
+        #: Whether somebody is probably at one of the frequent changes: looked at before queueing for the lock.
+        self.busy = False
+        self.inside: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
+        self.later = Later()
         self.clock = clock
         # Without the clock's own wrapper, where it is the machine's: both are read several times a task.
         self.machine_time = isinstance(clock, SystemClock)
@@ -112,6 +124,11 @@ class Lives:
 
     def cleanup_of(self, attempt: Attempt) -> list[_cleanup.Handler]:
         """What is to run now that an attempt's code has stopped."""
+        # Before the lock is taken: the types that a rule names may bring code of their own.
+        retry = attempt.job.options.retry
+        if retry.times:
+            attempt.covered = _covers(retry, attempt.error)
+            attempt.timeout_covered = _covers(retry, TaskTimeoutError("timed out"))
         with self.lock:
             shared = list(self.handlers)
             completed = self._verdict(attempt) is TaskState.COMPLETED
@@ -211,6 +228,8 @@ class Lives:
             with ending:
                 if task._made is None:
                     task._end = FINISHED
+                elif not may_wait(task._callbacks):
+                    task._closing = threading.get_ident()
         return task
 
     def _verdict(self, attempt: Attempt) -> TaskState:
@@ -218,13 +237,11 @@ class Lives:
         retry = job.options.retry
         stop = attempt.stop if attempt.asked else Stop.NONE
         error = attempt.error
-        if stop is Stop.TIMEOUT:
-            error = TaskTimeoutError("timed out")
         may_retry = (
             self.retries_allowed
             and attempt.stop not in (Stop.CANCEL, Stop.DEADLINE)
             and attempt.number - job.rerun <= retry.times
-            and retry.covers(error)
+            and (attempt.timeout_covered if stop is Stop.TIMEOUT else attempt.covered)
         )
         may_rerun = (
             self.retries_allowed
@@ -348,13 +365,14 @@ class Lives:
             effects.append(job.call[0].close)  # never started: nothing will await it
         # The code may have run in them, and left there what leads to its error.
         job.variables = None
-        task, job.task = job.task, None
+        task = job.task
         if state is TaskState.COMPLETED:
             job.call = NO_CALL
             if task is not None:
                 task._result = value  # those that depend on it may begin before it is settled
         if task is not None:
-            effects.append(functools.partial(self._settle, job, task, state, value, error))
+            effects.append(Settling(self._settle, job, task, state, value, error, effects, [job]))
+            job.task = None  # not before: it tells whether this was done
 
     def _let_go(self, job: Job, effects: Effects) -> None:
         for timer in (job.deadline, job.retry_timer):
@@ -374,12 +392,40 @@ class Lives:
             if not parent.takers and task is not None and task.done():
                 task._release()
 
-    def _settle(self, job: Job, task: Task[Any], state: TaskState, value: Any, error: BaseException | None) -> None:
-        # Called without the lock: done-callbacks are user code.
-        task._settle(value, None if state is TaskState.COMPLETED else error, state is TaskState.CANCELLED)
+    def _settle(
+        self,
+        job: Job,
+        task: Task[Any],
+        state: TaskState,
+        value: Any,
+        error: BaseException | None,
+        effects: Effects,
+        due: list[Job],
+    ) -> None:
+        # Called without the lock; once more, if an interrupt came in between.
+        callbacks = None
+        if not task._end:
+            raised = None if state is TaskState.COMPLETED else error
+            callbacks = task._finish(value, raised, state is TaskState.CANCELLED)
+        if callbacks:
+            effects.append(Calling(self._call_back, job, task, callbacks, due))
+        else:
+            self._told(job, task, due)
+
+    def _call_back(self, job: Job, task: Task[Any], callbacks: Callbacks, due: list[Job]) -> None:
+        try:
+            task._call_back(callbacks)
+        finally:
+            self._told(job, task, due)
+
+    def _told(self, job: Job, task: Task[Any], due: list[Job]) -> None:
         with self.lock:
             self._after_settling(job, task)
-            self._settled(1)
+            if due:
+                # Counted once, in steps between which no interrupt comes.
+                del due[0]
+                self._unsettled -= 1
+                self._all_quiet()
 
     def _after_settling(self, job: Job, task: Task[Any]) -> None:
         if job.released and not job.takers:
@@ -390,9 +436,13 @@ class Lives:
 
     def _settled(self, count: int) -> None:
         self._unsettled -= count
-        if count and not self._unsettled:
+        if count:
+            self._all_quiet()
+
+    def _all_quiet(self) -> None:
+        if not self._unsettled:
             self.quiet.set()
-            _output.end_routing()
+            _output.end_routing(self)
 
     def _make_ready(self, job: Job) -> None:
         job.ready_at = self._monotonic()
@@ -439,6 +489,9 @@ class Lives:
 
     def reprioritise(self, job: Job, priority: Priority) -> bool:
         """Change a task's own class; return False if it has ended."""
+        if self.inside() or not job.been:
+            self.later.add(functools.partial(self.reprioritise, job, priority))
+            return job.code < FIRST_TERMINAL
         effects: Effects = []
         with self.lock:
             if job.code >= FIRST_TERMINAL:
@@ -458,27 +511,60 @@ class Lives:
         return True
 
 
+class Settling(functools.partial[None]):
+    """The end of a task, to be told."""
+
+
+class Calling(functools.partial[None]):
+    """The done-callbacks of a task, user code: called when all else that follows the change has been done."""
+
+
 def lenders(job: Job) -> list[Priority]:
     """The classes of those that wait for a task."""
     return [other.level for other in (*(job.dependents or ()), *job.waiters) if other.code < FIRST_TERMINAL]
 
 
-def perform(effects: Effects) -> None:
+def perform(effects: Effects, *, raises: bool = True) -> None:
     """Do what had to wait for the lock's release; effects may append further ones.
 
-    Each is done whatever another raises: it may be all that a task waits for. What was raised is logged,
-    and an interrupt, which only the main thread is sent, is raised again at the end.
+    Done-callbacks come last: they may wait for what the others start. Each is done whatever another
+    raises: it may be all that a task waits for. What was raised is logged, and an interrupt, which only
+    the main thread is sent, is raised again at the end; not if ``raises`` is false, for those who hold
+    what nobody else would go on with.
     """
     interrupt: KeyboardInterrupt | None = None
-    for effect in effects:
-        try:
-            effect()
-        except BaseException as error:  # a pool, a coroutine or a loop of the caller's
-            logger.exception("what follows a change of a task failed")
-            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                interrupt = error
-    if interrupt is not None:
+    for calling in (False, True):
+        for at, effect in enumerate(effects):
+            if (type(effect) is Calling) is calling:
+                interrupt = _done(effect) or interrupt
+                effects[at] = _nothing  # whoever is interrupted in between may begin anew
+    if interrupt is not None and raises:
         raise interrupt
+
+
+def _done(effect: Callable[[], object], *, again: bool = True) -> KeyboardInterrupt | None:
+    try:
+        effect()
+    except BaseException as error:  # a pool, a coroutine or a loop of the caller's
+        logger.exception("what follows a change of a task failed")
+        interrupt = interrupt_of(error)
+        if again and interrupt is not None and type(effect) is not Calling:
+            # What it came in the midst of may not have been done; to do it twice does no harm.
+            _done(effect, again=False)
+        return interrupt
+    return None
+
+
+def _covers(retry: Retry, error: BaseException | None) -> bool:
+    try:
+        return retry.covers(error)
+    except BaseException:  # user code: a rule that cannot tell covers nothing
+        logger.exception("whether a retry covers %s could not be told", type(error).__name__)
+        return False
+
+
+def _nothing() -> None:
+    pass
 
 
 def short(error: BaseException | None, reason: str = "") -> str:

@@ -87,6 +87,7 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
+            if self._thread is None or self._thread.ident is None:  # or an interrupt came when it was to be started
                 self._thread = threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True)
                 self._thread.start()
             return self._loop
@@ -126,6 +127,8 @@ class LoopThread:
             thread.join(timeout)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        if threading.current_thread() is not self._thread:
+            return
         asyncio.set_event_loop(loop)
         while not self._stopping:
             try:

@@ -69,7 +69,7 @@ class _LogFactory:
 
 
 _lock = threading.Lock()
-_users = 0
+_users: set[int] = set()
 #: The proxies that stand or stood in ``sys.stdout``, each holding its stream. None is ever given up:
 #: ``print`` borrows whatever stands there without holding it, and goes on with it after it was taken
 #: away. The same stream gets the same proxy again, so there are no more than streams were put there.
@@ -88,11 +88,10 @@ def _proxy_of(stream: Any) -> TaskOutput:
     return proxy
 
 
-def begin_routing() -> None:
-    """Route output from here on; each call needs one of ``end_routing``."""
-    global _users
+def begin_routing(user: object) -> None:
+    """Route output for ``user`` from here on, until its ``end_routing``; saying it twice changes nothing."""
     with _lock:
-        _users += 1
+        _users.add(id(user))
         # Looked at each time: a cell's capture or a test may have put another stream there meanwhile.
         if sys.stdout is not None and not isinstance(sys.stdout, TaskOutput):
             sys.stdout = _proxy_of(sys.stdout)
@@ -101,11 +100,10 @@ def begin_routing() -> None:
             logging.setLogRecordFactory(_LogFactory(made))
 
 
-def end_routing() -> None:
+def end_routing(user: object) -> None:
     """The last user puts back what was there; what others put there meanwhile is left alone."""
-    global _users
     with _lock:
-        _users -= 1
+        _users.discard(id(user))
         if _users:
             return
         if isinstance(sys.stdout, TaskOutput):
@@ -118,8 +116,9 @@ def end_routing() -> None:
 @contextlib.contextmanager
 def routed() -> Iterator[None]:
     """Route output inside the block."""
-    begin_routing()
+    user = object()
+    begin_routing(user)
     try:
         yield
     finally:
-        end_routing()
+        end_routing(user)

@@ -15,15 +15,11 @@ from collections.abc import Coroutine
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
 from inspect import CO_COROUTINE
-from typing import Any, NoReturn
+from typing import Any
 
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import (
-    DependencyError,
     PoolClosedError,
-    TaskAbandonedError,
-    TaskCancelledError,
-    TaskTimeoutError,
 )
 from wiseflow_nb.futures import settle
 from wiseflow_nb.pool import ThreadPoolManager
@@ -31,12 +27,13 @@ from wiseflow_nb.pool._process import ProcessWorkers
 from wiseflow_nb.records import NAN, Priority, TaskState
 from wiseflow_nb.tasks import _output, _waiting
 from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
+from wiseflow_nb.tasks._entering import Entering
 from wiseflow_nb.tasks._graph import referenced
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
 from wiseflow_nb.tasks._ledger import OnMove
-from wiseflow_nb.tasks._lives import Lives, describe, give_way, perform, short
+from wiseflow_nb.tasks._lives import Calling, give_way, perform
 from wiseflow_nb.tasks._loop import TaskLoop
-from wiseflow_nb.tasks._machine import CANCELLING, COMPLETED, FIRST_TERMINAL, RUNNING, WAITING, Stop
+from wiseflow_nb.tasks._machine import FIRST_TERMINAL, RUNNING
 from wiseflow_nb.tasks._options import TaskOptions, kind_of
 from wiseflow_nb.tasks._runner import Runner
 from wiseflow_nb.tasks._slots import Ticket
@@ -50,7 +47,7 @@ NO_KWARGS: dict[str, Any] = {}
 UNBOUNDED = 1 << 30
 
 
-class Scheduler(Lives):
+class Scheduler(Entering):
     """Everything a manager does, without its public face."""
 
     def __init__(
@@ -97,109 +94,53 @@ class Scheduler(Lives):
         task: Task[Any] = Task(self)
         variables = contextvars.copy_context()
         effects: Effects = []
-        lock = self.lock
-        if lock.locked():
-            give_way(lock)
-        with lock:
-            if self.closed:
-                raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
-            number = self._numbers + 1
-            task_id = f"{self._prefix}{number}"
-            parents = None
-            if needed or options.dependencies:
-                parents = self._parents(task_id, needed, options.dependencies)
-            self._numbers = number
-            now = self._time()
-            task._job = job = Job(number, task_id, name, kind, options, (fn, args, kwargs), task, variables, now)
-            if retry_of:
-                job.retry_of = retry_of
-            if not self._unsettled:
-                self.quiet.clear()
-                _output.begin_routing()
-            self._unsettled += 1
-            slots = self.slots
-            if parents is None or not self._enter_behind(job, parents, effects):
-                job.ready_at = self._monotonic()
-                job.ready_seconds = now
-                self.ledger.born(job)
-                slots.push(job)
-                # As ``workers_wanted`` and ``runners_wanted`` would find: enough have been called for.
-                if slots.held + (slots.coming if kind == "async" else slots.tickets) < slots.limit or (
-                    kind != "async" and job.level > slots.lowest_ticket
-                ):
-                    self._dispatch(effects)
-            elif job.level is not Priority.NORMAL or slots.lowest_ticket < Priority.NORMAL:
-                self._dispatch(effects)  # it may have lent its class to one that is held back
-            if options.deadline is not None and job.code < FIRST_TERMINAL:
-                due = self._monotonic() + options.deadline
-                job.deadline = self.timers.at(due, functools.partial(self.deadline_due, job))
-        if effects:
-            perform(effects)
+        if self.inside():
+            return self._put_off(task, (fn, args, kwargs), kind, name, options, needed, variables, retry_of)
+        if self.busy:
+            give_way(self)
+        job: Job | None = None
+        try:
+            with self.lock:
+                self.busy = True
+                if self.closed:
+                    raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
+                parents = None
+                if needed or options.dependencies:
+                    parents = self._parents(f"{self._prefix}{self._numbers + 1}", needed, options.dependencies)
+                self._numbers = number = self._numbers + 1
+                task_id = f"{self._prefix}{number}"
+                now = self._time()
+                task._job = job = Job(number, task_id, name, kind, options, (fn, args, kwargs), task, variables, now)
+                if retry_of:
+                    job.retry_of = retry_of
+                self._unsettled += 1
+                if self._unsettled == 1:
+                    self.quiet.clear()
+                    _output.begin_routing(self)
+                slots = self.slots
+                if parents is None or not self._enter_behind(job, parents, effects):
+                    job.ready_at = self._monotonic()
+                    job.ready_seconds = now
+                    self.ledger.born(job)
+                    slots.push(job)
+                    # As ``workers_wanted`` and ``runners_wanted`` would find: enough have been called for.
+                    if slots.held + (slots.coming if kind == "async" else slots.tickets) < slots.limit or (
+                        kind != "async" and job.level > slots.lowest_ticket
+                    ):
+                        self._dispatch(effects)
+                elif job.level is not Priority.NORMAL or slots.lowest_ticket < Priority.NORMAL:
+                    self._dispatch(effects)  # it may have lent its class to one that is held back
+                if options.deadline is not None and job.code < FIRST_TERMINAL:
+                    due = self._monotonic() + options.deadline
+                    job.deadline = self.timers.at(due, functools.partial(self.deadline_due, job))
+                self.busy = False
+            if effects:
+                perform(effects)
+        except BaseException:
+            if job is not None:
+                self._take_back(job, effects)
+            raise
         return task
-
-    def _enter_behind(self, job: Job, parents: list[Job], effects: Effects) -> bool:
-        # Enter a task that has dependencies; return False if it is ready all the same.
-        job.parents = tuple([parent.task_id for parent in parents])
-        unfinished = [parent for parent in parents if parent.code != COMPLETED]
-        if not unfinished:
-            return False
-        failed = None
-        for parent in unfinished:
-            if parent.code > COMPLETED:
-                failed = parent
-                break
-        if failed is not None:
-            if job.options.trigger == "all_completed":
-                job.code = WAITING
-                self.ledger.born(job)
-                self._skip(job, failed, effects)
-                return True
-            unfinished = [parent for parent in unfinished if parent.code < FIRST_TERMINAL]
-            if not unfinished:
-                return False
-        job.code = WAITING
-        self.ledger.born(job)
-        job.remaining = len(unfinished)
-        job.dependencies = tuple(unfinished)
-        level = job.level
-        for parent in unfinished:
-            if parent.dependents is None:
-                parent.dependents = [job]
-            else:
-                parent.dependents.append(job)
-            if parent.level < level:
-                self._lend(parent, level)
-        return True
-
-    def _parents(self, task_id: str, needed: list[Task[Any]], named: tuple[Task[Any] | str, ...]) -> list[Job]:
-        parents = []
-        for task in needed:
-            job = task._job
-            if task._scheduler is not self or (job.code == COMPLETED and not job.options.keep_result):
-                self._refuse(task_id, task)
-            parents.append(job)
-        if not named:
-            return parents
-        for item in named:
-            if isinstance(item, Task):
-                found: Job | None = item._job
-                if item._scheduler is not self or (item._job.code == COMPLETED and item._job.released):
-                    self._refuse(task_id, item)
-            elif item == task_id:
-                raise DependencyError(f"a task cannot depend on itself: {task_id} -> {task_id}; leave it out")
-            else:
-                found = self.ledger.jobs.get(item)
-            if found is None:
-                raise DependencyError(f"{task_id} -> {item}: there is no task {item!r}; give a Task or a known id")
-            parents.append(found)
-        return list(dict.fromkeys(parents))
-
-    def _refuse(self, task_id: str, needed: Task[Any]) -> NoReturn:
-        if needed._scheduler is not self:
-            raise DependencyError(f"{needed!r} belongs to another manager; submit both to the same one")
-        raise DependencyError(
-            f"{task_id} -> {needed.id}: its result was released (keep_result=False); submit this before it ends"
-        )
 
     def stop_listening(self) -> None:
         """Let the pool forget this scheduler; calling again does no harm."""
@@ -211,6 +152,9 @@ class Scheduler(Lives):
 
     def wake(self) -> None:
         """Start what can be started now."""
+        if self.inside():
+            self.later.add(self.wake)
+            return
         effects: Effects = []
         with self.lock:
             self._dispatch(effects)
@@ -237,8 +181,9 @@ class Scheduler(Lives):
                 effects.append(functools.partial(self._raise_ticket, ticket))
         wanted = slots.runners_wanted(now)
         if wanted:
+            start = functools.partial(self.loop.call, self.runner.start, [wanted])
             slots.coming += wanted
-            effects.append(functools.partial(self.loop.call, self.runner.start, wanted))
+            effects.append(start)
         if slots.hold_reason and self._recheck is None:
             again = functools.partial(self._look_again, slots.taken_up)
             self._recheck = self.timers.at(now + RECHECK_SECONDS, again)
@@ -271,12 +216,12 @@ class Scheduler(Lives):
     def first_coroutine(self) -> Attempt | None:
         """A runner that was called for has come: return what it is to run."""
         effects: Effects = []
-        if self.lock.locked():
-            give_way(self.lock)
+        if self.busy:
+            give_way(self)
         with self.lock:
             self.slots.coming -= 1
             attempt = self._next_coroutine(self._monotonic(), self._time(), effects)
-        perform(effects)
+        perform(effects, raises=False)
         return attempt
 
     def runner_lost(self) -> None:
@@ -308,10 +253,10 @@ class Scheduler(Lives):
         """
         effects: Effects = []
         attempt = None
-        lock = self.lock
-        if lock.locked():
-            give_way(lock)
-        with lock:
+        if self.busy:
+            give_way(self)
+        with self.lock:
+            self.busy = True
             if not self.machine_time:
                 now = self._monotonic()
             wall = self._time()
@@ -322,7 +267,9 @@ class Scheduler(Lives):
                 else:
                     self._settled(owed)
             slots = self.slots
-            if stay and not slots.returning:
+            # Callbacks come first: they may wait for the next task, and their time is not that task's.
+            later = task is not None and not task._end and not task._closing
+            if stay and not later and not slots.returning:
                 job = slots.take_coroutine(now)
                 if job is not None:
                     attempt = self._begin(job, now, wall)
@@ -334,24 +281,31 @@ class Scheduler(Lives):
                     or slots.big_threads.count
                 ):
                     self._dispatch(effects)
-            elif stay:
+            elif stay and not later:
                 attempt = self._next_coroutine(now, wall, effects)
             else:
-                if back:
+                if back or stay:
                     slots.coming += 1
                 self._dispatch(effects)
-        if task is not None and (not task._end or not ended.job.options.keep_result):
+            self.busy = False
+        if task is not None and not later and (not task._end or not ended.job.options.keep_result):
             self._announce(ended, task)
         if effects:
-            perform(effects)
+            perform(effects, raises=False)
+        if later and task is not None:
+            self._announce(ended, task)
+            if stay:
+                attempt = self.first_coroutine()
         return attempt, task is None
 
     def _announce(self, ended: Attempt, task: Task[Any]) -> None:
         # Without the lock: done-callbacks are user code.
-        task._settle(ended.value, None)
+        callbacks = None if task._end else task._finish(ended.value, None)
+        if callbacks:
+            perform([Calling(task._call_back, callbacks)], raises=False)
         if not ended.job.options.keep_result:
-            if self.lock.locked():
-                give_way(self.lock)
+            if self.busy:
+                give_way(self)
             with self.lock:
                 self._after_settling(ended.job, task)
 
@@ -375,7 +329,7 @@ class Scheduler(Lives):
                 future = self.pool.options(priority=level, name="task").submit(take)
             else:
                 future = self.pool.submit(take)
-        except RuntimeError as error:  # closed, broken, or no further thread to be had
+        except Exception as error:  # noqa: BLE001  any pool's: closed, broken, or no further thread to be had
             self._ticket_lost(ticket, error, effects)
         else:
             ticket.future = future
@@ -402,6 +356,9 @@ class Scheduler(Lives):
             threading.Thread(target=self._give_up, args=(ticket, error), name="wiseflow-lost", daemon=True).start()
 
     def _give_up(self, ticket: Ticket, error: BaseException) -> None:
+        if self.inside():  # a pool's finaliser
+            self.later.add(functools.partial(self._give_up, ticket, error))
+            return
         effects: Effects = []
         self._ticket_lost(ticket, error, effects)
         perform(effects)
@@ -422,10 +379,11 @@ class Scheduler(Lives):
     def _take_ticket(self, ticket: Ticket) -> None:
         # Called without the lock, on a worker of the pool.
         effects: Effects = []
-        if self.lock.locked():
-            give_way(self.lock)
+        if self.busy:
+            give_way(self)
         with self.lock:
-            self.slots.ticket_taken(ticket)
+            if ticket.open:
+                self.slots.ticket_taken(ticket)
             attempt = self._next_call(self._monotonic(), self._time(), effects, called=True)
         perform(effects)
         if attempt is not None:
@@ -435,10 +393,10 @@ class Scheduler(Lives):
         """The code of a worker's attempt has ended; as ``next_coroutine``, for plain calls."""
         effects: Effects = []
         attempt = None
-        lock = self.lock
-        if lock.locked():
-            give_way(lock)
-        with lock:
+        if self.busy:
+            give_way(self)
+        with self.lock:
+            self.busy = True
             if not self.machine_time:
                 now = self._monotonic()
             wall = self._time()
@@ -448,15 +406,32 @@ class Scheduler(Lives):
                     self._unsettled -= owed
                 else:
                     self._settled(owed)
-            if stay and task is not None:
+            later = task is not None and not task._end and not task._closing
+            if stay and task is not None and not later:
                 attempt = self._next_call(now, wall, effects, called=False)
             else:
                 self._dispatch(effects)
-        if task is not None and (not task._end or not ended.job.options.keep_result):
+            self.busy = False
+        if task is not None and not later and (not task._end or not ended.job.options.keep_result):
             self._announce(ended, task)
         if effects:
             perform(effects)
+        if later and task is not None:
+            self._announce(ended, task)
+            if stay:
+                attempt = self._late_call()
         return attempt, task is None
+
+    def _late_call(self) -> Attempt | None:
+        # For a worker whose task has ended for everybody.
+        effects: Effects = []
+        if self.busy:
+            give_way(self)
+        with self.lock:
+            attempt = self._next_call(self._monotonic(), self._time(), effects, called=False)
+        if effects:
+            perform(effects)
+        return attempt
 
     def _next_call(self, now: float, wall: float, effects: Effects, *, called: bool) -> Attempt | None:
         slots = self.slots
@@ -472,104 +447,6 @@ class Scheduler(Lives):
         ):
             self._dispatch(effects)
         return attempt
-
-    # -- time --------------------------------------------------------------------------------
-
-    def retry_due(self, job: Job) -> None:
-        """The wait before another attempt is over."""
-        effects: Effects = []
-        with self.lock:
-            if job.state is TaskState.RETRY_WAIT:
-                self._make_ready(job)
-                self._dispatch(effects)
-        perform(effects)
-
-    def timeout_due(self, attempt: Attempt) -> None:
-        """An attempt has run as long as it may."""
-        effects: Effects = []
-        job = attempt.job
-        with self.lock:
-            # Its code may have ended already, and only its cleanup still run.
-            if job.attempt is attempt and job.state is TaskState.RUNNING and not attempt.ended:
-                self._ask_to_stop(job, attempt, Stop.TIMEOUT, "timed out", effects)
-        perform(effects)
-
-    def deadline_due(self, job: Job) -> None:
-        """A task should have ended by now."""
-        effects: Effects = []
-        with self.lock:
-            if job.attempt is not None:
-                if job.attempt.ended or job.attempt.stop is Stop.CANCEL:
-                    return  # its end is settled, or was asked for by a person
-                self._ask_to_stop(job, job.attempt, Stop.DEADLINE, "deadline passed", effects)
-            elif not job.state.terminal:
-                self.slots.discard(job)
-                error = TaskTimeoutError(f"task {job.label} was not done by its deadline of {job.options.deadline:g} s")
-                describe(job, error)
-                self._finish(job, TaskState.TIMED_OUT, effects, reason="deadline passed", error=error)
-                self._dispatch(effects)
-        perform(effects)
-
-    def progressed(self, attempt: Attempt, fraction: float, text: str) -> None:
-        """A running attempt tells how far it is."""
-        job = attempt.job
-        with self.lock:
-            if job.attempt is attempt:
-                attempt.progress_at = self._time()
-                job.progress, job.progress_text = fraction, text
-                self.ledger.touch(job)
-
-    # -- cancel ------------------------------------------------------------------------------
-
-    def cancel(self, job: Job, reason: str) -> bool:
-        """Ask a task to stop; return whether it was, or has been, cancelled."""
-        effects: Effects = []
-        with self.lock:
-            accepted = self._cancel(job, reason, effects)
-            self._dispatch(effects)
-        perform(effects)
-        return accepted
-
-    def _cancel(self, job: Job, reason: str, effects: Effects) -> bool:
-        if job.code >= FIRST_TERMINAL:
-            return job.state is TaskState.CANCELLED
-        if job.attempt is not None:
-            # Asked once more, a coroutine would be stopped in the midst of what it does in order to stop.
-            if job.attempt.stop is not Stop.CANCEL:
-                self._ask_to_stop(job, job.attempt, Stop.CANCEL, reason, effects)
-            return True
-        self.slots.discard(job)
-        error = TaskCancelledError(f"task {job.label} was cancelled: {reason}")
-        self._finish(job, TaskState.CANCELLED, effects, reason=reason, error=error)
-        return True
-
-    def _ask_to_stop(self, job: Job, attempt: Attempt, stop: Stop, reason: str, effects: Effects) -> None:
-        attempt.stop = stop
-        if attempt.asked_at != attempt.asked_at:
-            attempt.asked_at = self.clock.time()
-        if job.state is TaskState.RUNNING:
-            self.ledger.move(job, CANCELLING, reason)
-        else:
-            job.reason = reason
-            self.ledger.touch(job)
-        if not attempt.ended:
-            attempt.token.cancel(reason)
-        self._drop_grant(job, effects)
-        if job.kind == "async":
-            effects.append(functools.partial(self.loop.call, self.runner.stop_coroutine, attempt))
-
-    def _abandon(self, job: Job, effects: Effects) -> None:
-        attempt = job.attempt
-        if attempt is None:
-            return
-        if job.state is TaskState.RUNNING:
-            self._ask_to_stop(job, attempt, Stop.CANCEL, "shutdown", effects)
-        self._leave(attempt)
-        error = TaskAbandonedError(
-            f"task {job.label} was still running when its manager closed; let it check_cancelled()"
-        )
-        job.error = short(error)
-        self._finish(job, TaskState.ABANDONED, effects, reason="shutdown", error=error)
 
     # -- waiting (see _waiting) --------------------------------------------------------------
 

@@ -9,11 +9,13 @@ its code is. Whoever finds a task of the other kind first in line leaves it the 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future
 
 from wiseflow_nb.records import Priority
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._job import Job
+from wiseflow_nb.tasks._machine import PENDING
 from wiseflow_nb.tasks._ready import ReadyQueue
 
 #: ``(-class, number)`` and the job: the smaller, the sooner.
@@ -30,7 +32,7 @@ class Ticket:
 
     def __init__(self, level: Priority) -> None:
         self.level = level
-        #: Until a worker has come, or never will.
+        #: Until a worker has come, or never will. One may come all the same, where the call was interrupted.
         self.open = True
         self.future: Future[None] | None = None
 
@@ -166,6 +168,38 @@ class Slots:
         self._open_tickets[ticket] = None
         self._count(ticket.level, 1)
         return ticket
+
+    def restore(self, jobs: Iterable[Job]) -> list[Future[None]]:
+        """Make anew what an interrupt may have left half done, from what the tasks tell; return what to settle.
+
+        Calls for workers that have not been sent are forgotten: whoever interrupted one may have lost it.
+        """
+        held, threads_held, ready, owed = 0, 0, [], []
+        for job in jobs:
+            if job.grant is not None and job not in self.returning:
+                if job.holds:
+                    owed.append(job.grant)
+                    job.grant = None
+                else:
+                    self.returning.appendleft(job)
+            held += job.holds
+            threads_held += job.holds and job.kind != "async"
+            job.place = -1
+            if job.code == PENDING:
+                ready.append(job)
+        self.held, self.threads_held = held, threads_held
+        self.coroutines, self.big_coroutines = ReadyQueue(), ReadyQueue()
+        self.threads, self.big_threads = ReadyQueue(), ReadyQueue()
+        for job in ready:
+            self.push(job)
+        for ticket in list(self._open_tickets):
+            if ticket.future is None:
+                ticket.open = False
+                del self._open_tickets[ticket]
+        self.tickets = len(self._open_tickets)
+        self._tickets_in = [sum(ticket.level == level for ticket in self._open_tickets) for level in LEVELS]
+        self.lowest_ticket = min((ticket.level for ticket in self._open_tickets), default=NO_TICKET)
+        return owed
 
     def raise_tickets(self) -> list[Ticket]:
         """Give tickets that are out the class of calls that came later and rank higher; return those raised.

@@ -34,7 +34,8 @@ class Timers:
         self._name = name
         listen = getattr(clock, "add_listener", None)
         self._unlisten: Callable[[], None] | None = None if listen is None else listen(self.run_due)
-        self._lock = threading.Lock()
+        # Re-entrant, for a finaliser that submits or cancels may come in between.
+        self._lock = threading.RLock()
         self._heap: list[tuple[float, int, TimerHandle]] = []
         self._tidy_at = 1024
         self._order = itertools.count()
@@ -54,7 +55,8 @@ class Timers:
                 heapq.heapify(self._heap)
                 self._tidy_at = max(1024, 2 * len(self._heap))
             heapq.heappush(self._heap, (due_seconds, next(self._order), handle))
-            if self._unlisten is None and self._thread is None:
+            # An interrupt may have come when it was to be started.
+            if self._unlisten is None and (self._thread is None or self._thread.ident is None):
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
             elif self._heap[0][2] is handle:

@@ -27,13 +27,15 @@ def blocking(scheduler: Scheduler, task: Task[Any]) -> Iterator[None]:
     Raises
     ------
     UsageError
-        On the manager's own loop, which the wait would stop.
+        On the manager's own loop, which the wait would stop, or in a finaliser that holds the manager up.
     DependencyError
         If the task waits for the caller.
     """
     if task.done():
         yield
         return
+    if scheduler.inside():
+        raise UsageError(f"waiting for {task!r} in a finaliser would never end: it runs in the midst of a change")
     if scheduler.loop.current:
         raise UsageError(f"waiting for {task!r} here would stop the loop that runs it; write `await task` instead")
     with contextlib.ExitStack() as stack:

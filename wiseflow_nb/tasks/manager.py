@@ -472,6 +472,11 @@ class TaskManager:
         """How many cleanup handlers have failed."""
         return self._scheduler.cleanup_failures
 
+    @property
+    def callback_failures(self) -> int:
+        """How often a task's done-callback, or ``on_change`` or ``on_move``, has raised."""
+        return self._scheduler.callback_failures + self._scheduler.ledger.callback_failures
+
     def frame(self) -> pd.DataFrame:
         """One row a task, in order of creation, indexed by ``task_id``; times are UTC, durations seconds.
 
@@ -514,6 +519,7 @@ class TaskManager:
         (True, True)
         """
         self.refuse_inside("drain")
+        self._scheduler.later.carry_out()
         return self._clock.wait(self._scheduler.quiet, timeout)
 
     def shutdown(self, mode: str = "drain", timeout: float | None = None) -> None:
@@ -550,12 +556,14 @@ class TaskManager:
         Raises
         ------
         UsageError
-            Inside one of the manager's tasks, a done-callback of one, or on its loop.
+            Inside one of the manager's tasks, a done-callback of one, or on its loop; or in a finaliser that
+            runs in the midst of a change.
         """
         context = current_task()
         job = None if context is None else self._find(context.task_id)
         if (
             settling() is self._scheduler
+            or self._scheduler.inside()
             or self._scheduler.loop.current
             or (job is not None and job.attempt is not None and job.attempt.context is context)
         ):

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from wiseflow_nb.errors import TaskCancelledError
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Callbacks = list[Callable[[Any], object]]
+#: Where the callbacks are made that hand an end to a loop: they wait for nothing.
+BRIDGES = ("asyncio.futures", "wiseflow_nb.futures")
+
 logger = logging.getLogger("wiseflow_nb.tasks")
 # The standard library's own words for a future's state: ``wait`` and ``as_completed`` look for them.
 _PENDING, _RUNNING, _CANCELLED, FINISHED = "PENDING", "RUNNING", "CANCELLED_AND_NOTIFIED", "FINISHED"
-# Held for two steps: while an end is written that nobody waits for, or a condition is set by the first
-# that does. Re-entrant, for a finaliser may come in between.
+# Held for a few steps: while an end is written that nobody waits for, a condition is set by the first
+# that does, or a callback is entered. Re-entrant, for a finaliser may come in between.
 ending = threading.RLock()
 _ending = threading.local()
 
@@ -49,9 +54,11 @@ class Task(Future[T]):
     # released: ``wait`` and ``as_completed`` count on both. Until then ``ending`` stands in for it.
     _made: threading.Condition | None = None
     _watchers: list[Any] | None = None
-    _callbacks: list[Callable[[Any], object]] | None = None
+    _callbacks: Callbacks | None = None
     #: The standard library's word for the end, empty until then.
     _end = ""
+    #: The thread that is about to write the end and has begun to think of the next task; 0 if none is.
+    _closing = 0
     _result: T | None = None
     _exception: BaseException | None = None
 
@@ -154,24 +161,36 @@ class Task(Future[T]):
         return self._end is _CANCELLED
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
-        """Call ``fn(task)`` when the task has ended, at once if it has; on the thread that ends it."""
-        with self._condition:
-            if not self._end:
-                if self._callbacks is None:
-                    self._callbacks = []
-                self._callbacks.append(fn)
-                return
-        _call(fn, self)
+        """Call ``fn(task)`` when the task has ended, at once if it has; on the thread that ends it.
 
-    def _settle(self, value: Any, error: BaseException | None, cancelled: bool = False) -> None:
-        # Once a task, by whoever made the last transition, without the manager's lock.
+        It may wait for other tasks, but not on the manager's loop, where coroutines end: what could begin
+        was called for before. Whatever it raises is logged and counted (``TaskManager.callback_failures``);
+        an interrupt that the main thread is sent in a callback is raised there, when all the others were called.
+        """
+        condition = self._condition
+        with condition:
+            with ending:
+                if not self._end and self._closing in (0, threading.get_ident()):
+                    if self._callbacks is None:
+                        self._callbacks = []
+                    self._callbacks.append(fn)
+                    return
+            while not self._end:  # that other thread's next step
+                condition.wait()
+        interrupt = _call(fn, self)
+        if interrupt is not None:
+            raise interrupt
+
+    def _finish(self, value: Any, error: BaseException | None, cancelled: bool = False) -> Callbacks | None:
+        # Once a task, by whoever made the last transition, without the manager's lock. Return what is to be
+        # called then, after everybody was called for whom that may wait for.
         self._result, self._exception = value, error
         end = _CANCELLED if cancelled else FINISHED
         with ending:
             made = self._made
             if made is None:
                 self._end = end
-                return
+                return None
         with made:
             self._end = end
             for watcher in self._watchers or ():
@@ -183,13 +202,18 @@ class Task(Future[T]):
                     watcher.add_result(self)
             made.notify_all()
             callbacks, self._callbacks = self._callbacks, None
-        if callbacks:
-            before, _ending.scheduler = settling(), self._scheduler
-            try:
-                for fn in callbacks:
-                    _call(fn, self)
-            finally:
-                _ending.scheduler = before
+        return callbacks
+
+    def _call_back(self, callbacks: Callbacks) -> None:
+        interrupt: KeyboardInterrupt | None = None
+        before, _ending.scheduler = settling(), self._scheduler
+        try:
+            for fn in callbacks:
+                interrupt = _call(fn, self) or interrupt
+        finally:
+            _ending.scheduler = before
+        if interrupt is not None:
+            raise interrupt
 
     def _value(self) -> T:
         # What the standard library's ``result`` does, for a task that has ended.
@@ -243,10 +267,25 @@ def settling() -> Scheduler | None:
     return getattr(_ending, "scheduler", None)
 
 
-def _call(fn: Callable[[Any], object], task: Task[Any]) -> None:
-    # Whatever it raises ends the callback and nothing else: the thread has tasks of others to go on with.
+def may_wait(callbacks: Callbacks | None) -> bool:
+    """Whether there are callbacks that may take their time, or wait for other tasks."""
+    # A function's own module: of any other object the name could be code of the user's.
+    return bool(callbacks) and not all(type(fn) is FunctionType and fn.__module__ in BRIDGES for fn in callbacks or ())
+
+
+def _call(fn: Callable[[Any], object], task: Task[Any]) -> KeyboardInterrupt | None:
+    # Whatever it raises ends the callback and nothing else: the thread has tasks of others to go on with. An
+    # interrupt of the main thread is meant for what that thread is at, so it is handed back.
     try:
         fn(task)
-    except BaseException:  # the caller's callback: counted and logged, and the next one is called
+    except BaseException as error:  # the caller's callback: counted and logged, and the next one is called
         task._scheduler.callback_failures += 1
         logger.exception("a callback of %r failed", task)
+        return interrupt_of(error)
+    return None
+
+
+def interrupt_of(error: BaseException) -> KeyboardInterrupt | None:
+    """The error, if it is an interrupt that the main thread was sent; one on a thread of ours is no more than an error."""
+    main = threading.current_thread() is threading.main_thread()
+    return error if main and isinstance(error, KeyboardInterrupt) else None

@@ -239,7 +239,9 @@ class Lives:
             job.fn, job.args, job.kwargs, job.variables = None, (), {}, contextvars.Context()
         task, job.task = job.task, None
         if task is not None:
-            effects.append(functools.partial(self._settle, job, task, state, value, error))
+            # Last of all: its callbacks may wait for what the other effects start.
+            settle_it = functools.partial(self._settle, job, task, state, value, error)
+            effects.append(functools.partial(effects.append, settle_it))
 
     def _settle(self, job: Job, task: Task[Any], state: TaskState, value: Any, error: BaseException | None) -> None:
         # Called without the lock: done-callbacks are user code.
@@ -257,7 +259,7 @@ class Lives:
             self._unsettled -= 1
             if not self._unsettled:
                 self.quiet.set()
-                _output.end_routing()
+                _output.end_routing(self)
 
     def _release(self, job: Job, effects: Effects) -> None:
         # The value of a task that is not to keep it: all that were to take it have ended.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import threading
 from collections.abc import Coroutine
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
@@ -115,7 +116,7 @@ class Scheduler(Lives):
             self._unsettled += 1
             if self.quiet.is_set():
                 self.quiet.clear()
-                _output.begin_routing()
+                _output.begin_routing(self)
             if record.state is TaskState.PENDING:
                 job.ready_at = now
                 job.record = replace(record, ready_seconds=record.created_seconds)
@@ -193,21 +194,33 @@ class Scheduler(Lives):
 
     def _send_ticket(self, level: Priority, effects: Effects) -> None:
         # Called without the lock.
+        taken = threading.Event()
+        take = functools.partial(self._take_ticket, taken)
         try:
             if isinstance(self.pool, ThreadPoolManager):
-                future = self.pool.options(priority=level, name="task").submit(self._take_ticket)
+                future = self.pool.options(priority=level, name="task").submit(take)
             else:
-                future = self.pool.submit(self._take_ticket)
-        except RuntimeError as error:  # closed, broken, or no further thread to be had
+                future = self.pool.submit(take)
+        except Exception as error:  # closed, broken, or no further thread to be had
             self._ticket_lost(error, effects)
         else:
-            future.add_done_callback(self._ticket_done)
+            future.add_done_callback(functools.partial(self._ticket_done, taken))
 
-    def _ticket_done(self, future: Future[None]) -> None:
-        if future.cancelled():
-            effects: Effects = []
-            self._ticket_lost(PoolClosedError("the pool was shut down before the task began"), effects)
-            perform(effects)
+    def _ticket_done(self, taken: threading.Event, future: Future[None]) -> None:
+        if taken.is_set():
+            return
+        error: BaseException = PoolClosedError("the pool was shut down before the task began")
+        if not future.cancelled() and (failed := future.exception()) is not None:
+            error = failed
+            # The standard library's pools tell of it with their lock held, which a submit would wait for.
+            threading.Thread(target=self._give_up, args=(error,), daemon=True).start()
+        else:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        effects: Effects = []
+        self._ticket_lost(error, effects)
+        perform(effects)
 
     def _ticket_lost(self, error: BaseException, effects: Effects) -> None:
         with self.lock:
@@ -218,8 +231,9 @@ class Scheduler(Lives):
                 self._conclude(job, attempt, TaskState.FAILED, [], effects)
             self._dispatch(effects)
 
-    def _take_ticket(self) -> None:
+    def _take_ticket(self, taken: threading.Event) -> None:
         # Called without the lock, on a worker of the pool.
+        taken.set()
         effects: Effects = []
         with self.lock:
             job = self.slots.redeem(self.clock.monotonic())
