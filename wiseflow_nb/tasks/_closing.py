@@ -41,13 +41,16 @@ def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> 
     scheduler.loop.stop()
 
 
-def close_pool(scheduler: Scheduler, pool: ThreadPoolManager) -> None:
-    """Close the manager's own pool; code that does not return is not waited for without end."""
+def close_pool(scheduler: Scheduler, pool: ThreadPoolManager, deadline: float | None) -> None:
+    """Close the manager's own pool; with a deadline its threads are given ``OVERDUE_SECONDS`` to end."""
     with scheduler.lock:
         overdue = [handler.name for handler in scheduler.overdue]
         abandoned = scheduler.ledger.counts[TaskState.ABANDONED]
-    pool.shutdown(wait=not overdue and not abandoned)
-    if overdue and not abandoned and not pool.join(OVERDUE_SECONDS):
+    # A done-callback that has not returned by the deadline is waited for no more than a task's code.
+    left = abandoned or not scheduler.quiet.is_set()
+    wait = deadline is None and not overdue and not left
+    pool.shutdown(wait=wait)
+    if not wait and not left and not pool.join(OVERDUE_SECONDS) and overdue:
         logger.warning(
             "left behind on threads that end with the process: cleanup that is over its budget and still runs (%s)",
             ", ".join(overdue),

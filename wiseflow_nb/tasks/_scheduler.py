@@ -374,6 +374,7 @@ class Scheduler(Lives):
             if isinstance(self.pool, ThreadPoolManager):
                 future = self.pool.options(priority=level, name="task").submit(take)
             else:
+                self.timers.step_aside()  # it may have to wait before it takes a call
                 future = self.pool.submit(take)
         except RuntimeError as error:  # closed, broken, or no further thread to be had
             self._ticket_lost(ticket, error, effects)

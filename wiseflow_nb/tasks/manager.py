@@ -542,7 +542,7 @@ class TaskManager:
         deadline = None if timeout is None else self._clock.monotonic() + timeout
         close_scheduler(self._scheduler, mode, deadline)
         if self._own_pool is not None:
-            close_pool(self._scheduler, self._own_pool)
+            close_pool(self._scheduler, self._own_pool, deadline)
 
     def refuse_inside(self, what: str) -> None:
         """Refuse what waits for all tasks where that would wait for itself.

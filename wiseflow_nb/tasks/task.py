@@ -184,6 +184,7 @@ class Task(Future[T]):
             made.notify_all()
             callbacks, self._callbacks = self._callbacks, None
         if callbacks:
+            self._scheduler.timers.step_aside()
             before, _ending.scheduler = settling(), self._scheduler
             try:
                 for fn in callbacks:
