@@ -7,6 +7,7 @@ from wiseflow_nb.records import TaskState
 from wiseflow_nb.tasks._job import Effects
 from wiseflow_nb.tasks._lives import perform
 from wiseflow_nb.tasks._loop import logger
+from wiseflow_nb.tasks._lost import look_at_loop
 from wiseflow_nb.tasks._scheduler import Scheduler
 
 MODES = ("drain", "cancel_pending", "now")
@@ -16,29 +17,23 @@ OVERDUE_SECONDS = 2.0
 
 def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> None:
     """End a scheduler; what still runs at ``deadline`` (monotonic seconds) is ABANDONED."""
+    if scheduler.left_behind:
+        return
+    look_at_loop(scheduler)
     effects: Effects = []
     with scheduler.lock:
         scheduler.closed = True
         scheduler.slots.paused = False
         if mode != "drain":
-            _cancel_all(scheduler, effects, running=mode == "now")
+            cancel_all(scheduler, effects, running=mode == "now")
         scheduler._dispatch(effects)
     perform(effects)
     scheduler.loop.drive()
     clock = scheduler.clock
     clock.wait(scheduler.quiet, None if deadline is None else max(0.0, deadline - clock.monotonic()))
     if not scheduler.quiet.is_set():
-        effects = []
-        with scheduler.lock:
-            _cancel_all(scheduler, effects, running=False)
-            for job in list(scheduler.ledger.jobs.values()):
-                scheduler._abandon(job, effects)
-        perform(effects)
-    scheduler.stop_listening()
-    if not isinstance(scheduler.pool, ThreadPoolManager):
-        scheduler.processes.close()
-    scheduler.timers.close()
-    scheduler.loop.stop()
+        abandon_all(scheduler, "shutdown")
+    stop_threads(scheduler)
 
 
 def close_pool(scheduler: Scheduler, pool: ThreadPoolManager, deadline: float | None) -> None:
@@ -57,9 +52,29 @@ def close_pool(scheduler: Scheduler, pool: ThreadPoolManager, deadline: float | 
         )
 
 
-def _cancel_all(scheduler: Scheduler, effects: Effects, *, running: bool) -> None:
+def stop_threads(scheduler: Scheduler) -> None:
+    """End the timer and the loop, and the processes if they are the manager's own."""
+    scheduler.stop_listening()
+    if not isinstance(scheduler.pool, ThreadPoolManager):
+        scheduler.processes.close()
+    scheduler.timers.close()
+    scheduler.loop.stop()
+
+
+def abandon_all(scheduler: Scheduler, reason: str) -> None:
+    """Cancel what has not begun, and wait no longer for what still runs: it is ABANDONED."""
+    effects: Effects = []
+    with scheduler.lock:
+        cancel_all(scheduler, effects, running=False, reason=reason)
+        for job in list(scheduler.ledger.jobs.values()):
+            scheduler._abandon(job, effects)
+    perform(effects)
+
+
+def cancel_all(scheduler: Scheduler, effects: Effects, *, running: bool, reason: str = "shutdown") -> None:
+    """Cancel what has not begun, and ask what runs to stop if ``running``; the lock is held."""
     scheduler.retries_allowed = False
     # The newest first: a dependent is cancelled in its own right, not skipped.
     for job in sorted(scheduler.ledger.jobs.values(), key=lambda item: -item.number):
         if not job.state.terminal and (running or job.attempt is None):
-            scheduler._cancel(job, "shutdown", effects)
+            scheduler._cancel(job, reason, effects)

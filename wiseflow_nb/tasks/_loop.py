@@ -7,7 +7,8 @@ import contextlib
 import contextvars
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Protocol
 
 from wiseflow_nb.errors import UsageError
@@ -21,6 +22,14 @@ class TaskLoop(Protocol):
     @property
     def current(self) -> bool:
         """Whether the caller is inside this loop, so that blocking would stop it."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the loop was closed by somebody else, or is being closed: it takes no further coroutine."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the loop was closed by somebody else: nothing on it goes on."""
 
     def call(self, function: Callable[..., object], *args: Any) -> bool:
         """Call a function on the loop soon; return False if the loop has stopped."""
@@ -40,11 +49,45 @@ class HostLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._over = False
+        self._told: Callable[[], object] | None = None
+        #: A loop that ends in good order closes the asynchronous generators that were begun on it: the
+        #: one way to hear of that.
+        self._watch: AsyncGenerator[None, None] | None = None
+        if self.current:
+            self._watch = _until_closed(weakref.ref(self))
+            with contextlib.suppress(StopIteration):
+                self._watch.__anext__().__await__().send(None)
 
     @property
     def current(self) -> bool:
         """Whether the caller runs inside this loop."""
         return asyncio._get_running_loop() is self._loop
+
+    @property
+    def over(self) -> bool:
+        """Whether the loop was closed, or is being closed."""
+        return self._over or self._loop.is_closed()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the loop was closed."""
+        return self._loop.is_closed()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the loop runs at this moment."""
+        return self._loop.is_running()
+
+    def when_over(self, told: Callable[[], object]) -> None:
+        """Call ``told`` on the loop when it is being closed."""
+        self._told = told
+
+    def _ends(self) -> None:
+        told, self._told = self._told, None
+        if told is not None:
+            self._over = True
+            told()
 
     def call(self, function: Callable[..., object], *args: Any) -> bool:
         """Call a function on the loop soon; return False if the loop was closed."""
@@ -64,7 +107,20 @@ class HostLoop:
         """Nothing: it runs."""
 
     def stop(self) -> None:
-        """Nothing: whose loop it is will stop it."""
+        """Watch it no longer; whose loop it is will stop it."""
+        self._told = None
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            with contextlib.suppress(StopIteration, RuntimeError):  # it may be closing it right now
+                watch.aclose().__await__().send(None)
+
+
+async def _until_closed(host: weakref.ref[HostLoop]) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        if (known := host()) is not None:
+            known._ends()
 
 
 class LoopThread:
@@ -82,13 +138,27 @@ class LoopThread:
         """Whether the caller runs on this loop's thread."""
         return threading.current_thread() is self._thread
 
+    @property
+    def over(self) -> bool:
+        """Never: it is the manager that stops it."""
+        return False
+
+    closed = over
+
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop, started if it is not yet."""
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True)
-                self._thread.start()
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=self._run, args=(loop,), name=self._name, daemon=True)
+                self._thread = thread  # ``current`` may be asked by the first that runs there
+                try:
+                    thread.start()
+                except RuntimeError:  # not one is to be had, as while the interpreter ends
+                    self._thread = None
+                    loop.close()
+                    raise
+                self._loop = loop
             return self._loop
 
     def call(self, function: Callable[..., object], *args: Any) -> bool:

@@ -147,6 +147,13 @@ class Runner:
             self._fresh.discard(driver)
             self._scheduler.runner_lost()
 
+    def forget(self) -> None:
+        """Let go of runners whose loop is gone."""
+        for driver in self._drivers:
+            driver._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._drivers.clear()
+        self._fresh.clear()
+
     async def _run(self) -> None:
         me = asyncio.current_task()
         assert me is not None

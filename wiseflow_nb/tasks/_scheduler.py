@@ -29,7 +29,7 @@ from wiseflow_nb.futures import settle
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.pool._process import ProcessWorkers
 from wiseflow_nb.records import NAN, Priority, TaskState
-from wiseflow_nb.tasks import _output, _waiting
+from wiseflow_nb.tasks import _lost, _output, _waiting
 from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
 from wiseflow_nb.tasks._graph import referenced
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
@@ -102,7 +102,7 @@ class Scheduler(Lives):
             give_way(lock)
         with lock:
             if self.closed:
-                raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
+                raise PoolClosedError(self.refusal)
             number = self._numbers + 1
             task_id = f"{self._prefix}{number}"
             parents = None
@@ -238,7 +238,7 @@ class Scheduler(Lives):
         wanted = slots.runners_wanted(now)
         if wanted:
             slots.coming += wanted
-            effects.append(functools.partial(self.loop.call, self.runner.start, wanted))
+            effects.append(functools.partial(_lost.call_runners, self, wanted))
         if slots.hold_reason and self._recheck is None:
             again = functools.partial(self._look_again, slots.taken_up)
             self._recheck = self.timers.at(now + RECHECK_SECONDS, again)
@@ -532,7 +532,7 @@ class Scheduler(Lives):
         return accepted
 
     def _cancel(self, job: Job, reason: str, effects: Effects) -> bool:
-        if job.code >= FIRST_TERMINAL:
+        if job.code >= FIRST_TERMINAL or self.left_behind:
             return job.state is TaskState.CANCELLED
         if job.attempt is not None:
             # Asked once more, a coroutine would be stopped in the midst of what it does in order to stop.

@@ -108,6 +108,11 @@ class Timers:
         if thread is not None and thread is not threading.current_thread():
             thread.join(CLOSE_SECONDS)
 
+    def forget(self) -> None:
+        """In a forked child: what was planned is the parent's."""
+        self._lock = threading.Lock()
+        self._heap, self._thread, self._closed = [], None, True
+
     def _start(self) -> None:
         # The lock is held.
         before = self._thread

@@ -14,6 +14,7 @@ from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.tasks._graph import find_path
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
 from wiseflow_nb.tasks._lives import perform
+from wiseflow_nb.tasks._lost import look_at_loop
 
 if TYPE_CHECKING:
     from wiseflow_nb.tasks._scheduler import Scheduler
@@ -34,6 +35,8 @@ def blocking(scheduler: Scheduler, task: Task[Any]) -> Iterator[None]:
     if task.done():
         yield
         return
+    refuse_behind(scheduler, task)
+    look_at_loop(scheduler)
     if scheduler.loop.current:
         raise UsageError(f"waiting for {task!r} here would stop the loop that runs it; write `await task` instead")
     with contextlib.ExitStack() as stack:
@@ -67,6 +70,8 @@ async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
     """Await a task from any loop; inside a task its slot is free meanwhile."""
     if task.done():
         return task.result()
+    refuse_behind(scheduler, task)
+    look_at_loop(scheduler)
     parked = _park(scheduler, task)
     try:
         return await asyncio.wrap_future(task)
@@ -81,6 +86,18 @@ async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
             grant = _unpark(scheduler, *parked, task._job)
             if grant is not None:
                 await _granted(grant)
+
+
+def refuse_behind(scheduler: Scheduler, task: Task[Any]) -> None:
+    """Refuse to wait for what no one will tell of here.
+
+    Raises
+    ------
+    UsageError
+        In a forked child, of a task of the parent's.
+    """
+    if scheduler.left_behind:
+        raise UsageError(f"{task!r} stayed with the process that this one was forked from; wait for it there")
 
 
 async def _granted(grant: Future[None]) -> None:

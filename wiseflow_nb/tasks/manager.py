@@ -19,11 +19,13 @@ from wiseflow_nb.records import Priority, TaskRecord, text_of
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._cleanup import Registered
 from wiseflow_nb.tasks._closing import MODES, close_pool, close_scheduler
+from wiseflow_nb.tasks._endings import watch_over
 from wiseflow_nb.tasks._frame import TaskFrame
 from wiseflow_nb.tasks._graph import swapped
 from wiseflow_nb.tasks._job import Job
 from wiseflow_nb.tasks._ledger import OnChange, OnMove, with_records
 from wiseflow_nb.tasks._loop import TaskLoop, chosen_loop
+from wiseflow_nb.tasks._lost import look_at_loop
 from wiseflow_nb.tasks._options import CLEANUP_SECONDS, TaskOptions
 from wiseflow_nb.tasks._replay import retry_plan
 from wiseflow_nb.tasks._scheduler import Scheduler
@@ -78,7 +80,8 @@ class TaskManager:
     Notes
     -----
     A result lives as long as somebody keeps the ``Task``; of the finished ones the manager keeps
-    the last 100,000 records.
+    the last 100,000 records. When the interpreter ends, what is left has 1.2 s to run and is then
+    cancelled, with a warning on the log. In a forked child it takes no task.
 
     Raises
     ------
@@ -123,6 +126,7 @@ class TaskManager:
             on_move=on_move if on_change is None else with_records(on_change, on_move),
             id_prefix=id_prefix,
         )
+        watch_over(self._scheduler)
         self._clock = clock
         self._frame = TaskFrame()
         self._frame_lock = threading.Lock()
@@ -514,6 +518,7 @@ class TaskManager:
         (True, True)
         """
         self.refuse_inside("drain")
+        look_at_loop(self._scheduler)
         return self._clock.wait(self._scheduler.quiet, timeout)
 
     def shutdown(self, mode: str = "drain", timeout: float | None = None) -> None:
