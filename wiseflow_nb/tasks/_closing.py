@@ -2,24 +2,73 @@
 
 from __future__ import annotations
 
+from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import TaskState
+from wiseflow_nb.tasks._helping import refuse_coroutines, wait_for_all_on_loop
 from wiseflow_nb.tasks._job import Effects
 from wiseflow_nb.tasks._lives import perform
-from wiseflow_nb.tasks._loop import logger
+from wiseflow_nb.tasks._loop import HostLoop, logger
 from wiseflow_nb.tasks._lost import look_at_loop
 from wiseflow_nb.tasks._scheduler import Scheduler
+from wiseflow_nb.tasks._waiting import attempt_here
+from wiseflow_nb.tasks.task import settling
 
 MODES = ("drain", "cancel_pending", "now")
 #: What cleanup that is over its budget is given to return when everything else has ended.
 OVERDUE_SECONDS = 2.0
 
 
+def refuse_inside(scheduler: Scheduler, what: str) -> None:
+    """Refuse what waits for all tasks where that would wait for itself.
+
+    Raises
+    ------
+    UsageError
+        Inside one of the manager's tasks, a done-callback of one, or on the loop of its own.
+    """
+    ours = scheduler.loop.current and not isinstance(scheduler.loop, HostLoop)
+    if settling() is scheduler or ours or attempt_here(scheduler) is not None:
+        raise UsageError(
+            f"{what} inside a task, or a done-callback of one, would wait for that very task; call it elsewhere, "
+            "for instance on a thread of its own"
+        )
+
+
+def wait_for_all(scheduler: Scheduler, what: str, deadline: float | None) -> bool:
+    """Wait until every task has ended; return whether they have.
+
+    Raises
+    ------
+    UsageError
+        Where that would wait for itself, or for coroutines whose loop it stops.
+    """
+    refuse_inside(scheduler, what)
+    look_at_loop(scheduler)
+    return _quiet(scheduler, what, deadline)
+
+
+def _quiet(scheduler: Scheduler, what: str, deadline: float | None) -> bool:
+    if isinstance(scheduler.loop, HostLoop) and scheduler.loop.current:
+        wait_for_all_on_loop(scheduler, scheduler.loop, what, deadline)
+    clock = scheduler.clock
+    return clock.wait(scheduler.quiet, None if deadline is None else max(0.0, deadline - clock.monotonic()))
+
+
 def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> None:
-    """End a scheduler; what still runs at ``deadline`` (monotonic seconds) is ABANDONED."""
+    """End a scheduler; what still runs at ``deadline`` (monotonic seconds) is ABANDONED.
+
+    Raises
+    ------
+    UsageError
+        Where that would wait for itself, or for coroutines whose loop it stops; nothing was changed.
+    """
+    refuse_inside(scheduler, "shutdown")
     if scheduler.left_behind:
         return
     look_at_loop(scheduler)
+    if isinstance(scheduler.loop, HostLoop) and scheduler.loop.current:
+        refuse_coroutines(scheduler, "shutdown")
     effects: Effects = []
     with scheduler.lock:
         scheduler.closed = True
@@ -29,9 +78,7 @@ def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> 
         scheduler._dispatch(effects)
     perform(effects)
     scheduler.loop.drive()
-    clock = scheduler.clock
-    clock.wait(scheduler.quiet, None if deadline is None else max(0.0, deadline - clock.monotonic()))
-    if not scheduler.quiet.is_set():
+    if not _quiet(scheduler, "shutdown", deadline):
         abandon_all(scheduler, "shutdown")
     stop_threads(scheduler)
 

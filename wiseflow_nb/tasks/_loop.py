@@ -8,7 +8,7 @@ import contextvars
 import logging
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
 from wiseflow_nb.errors import UsageError
@@ -51,6 +51,7 @@ class HostLoop:
         self._loop = loop
         self._over = False
         self._told: Callable[[], object] | None = None
+        self._stopped: list[Callable[[str], object]] = []
         #: A loop that ends in good order closes the asynchronous generators that were begun on it: the
         #: one way to hear of that.
         self._watch: AsyncGenerator[None, None] | None = None
@@ -79,6 +80,15 @@ class HostLoop:
         """Whether the loop runs at this moment."""
         return self._loop.is_running()
 
+    @contextlib.contextmanager
+    def stopped(self, need: Callable[[str], object]) -> Iterator[None]:
+        """Inside the block the loop's thread waits for something else; ``need`` is told what needs the loop."""
+        self._stopped.append(need)
+        try:
+            yield
+        finally:
+            self._stopped.remove(need)
+
     def when_over(self, told: Callable[[], object]) -> None:
         """Call ``told`` on the loop when it is being closed."""
         self._told = told
@@ -101,7 +111,10 @@ class HostLoop:
         """Run a coroutine from another thread and return its result; on a loop of its own if this one was closed."""
         if self._loop.is_closed():
             return asyncio.run(coroutine)
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+        running = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        for need in tuple(self._stopped):
+            need("the cleanup of a task needs it")
+        return running.result(timeout)
 
     def drive(self) -> None:
         """Nothing: it runs."""

@@ -102,6 +102,8 @@ class Runner:
             ended.asked = ended._token is not None and ended.cancelled
             ended.cpu_seconds = gauge.step()
             ended.cpu_source = "thread_time"
+            if ended.lent_seconds:
+                ended.cpu_seconds = max(0.0, ended.cpu_seconds - ended.lent_seconds)
             if ended.remote is not None:
                 ended.take_remote(ended.remote)
             now = gauge.wall

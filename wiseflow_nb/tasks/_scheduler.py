@@ -223,6 +223,8 @@ class Scheduler(Lives):
 
     def _dispatch(self, effects: Effects) -> None:
         slots = self.slots
+        for bell in slots.bells:
+            bell.event.set()
         if slots.returning:
             for grant in slots.grants():
                 effects.append(functools.partial(settle, grant))
@@ -574,9 +576,9 @@ class Scheduler(Lives):
 
     # -- waiting (see _waiting) --------------------------------------------------------------
 
-    def waiting(self, task: Task[Any]) -> AbstractContextManager[None]:
+    def waiting(self, task: Task[Any], timeout: float | None) -> AbstractContextManager[None]:
         """What a blocking wait for ``task`` has to be wrapped in."""
-        return _waiting.blocking(self, task)
+        return _waiting.blocking(self, task, timeout)
 
     def awaited(self, task: Task[Any]) -> Coroutine[Any, Any, Any]:
         """The coroutine behind ``await task``."""

@@ -12,8 +12,10 @@ from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import DependencyError, UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.tasks._graph import find_path
+from wiseflow_nb.tasks._helping import help_out, wait_on_loop, without
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
 from wiseflow_nb.tasks._lives import perform
+from wiseflow_nb.tasks._loop import HostLoop
 from wiseflow_nb.tasks._lost import look_at_loop
 
 if TYPE_CHECKING:
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def blocking(scheduler: Scheduler, task: Task[Any]) -> Iterator[None]:
+def blocking(scheduler: Scheduler, task: Task[Any], timeout: float | None) -> Iterator[None]:
     """Wrap a blocking wait for a task.
 
     Raises
     ------
     UsageError
-        On the manager's own loop, which the wait would stop.
+        On the loop that runs the manager's coroutines, where the wait would stop what is waited for;
+        in a forked child.
     DependencyError
         If the task waits for the caller.
     """
@@ -38,12 +41,21 @@ def blocking(scheduler: Scheduler, task: Task[Any]) -> Iterator[None]:
     refuse_behind(scheduler, task)
     look_at_loop(scheduler)
     if scheduler.loop.current:
-        raise UsageError(f"waiting for {task!r} here would stop the loop that runs it; write `await task` instead")
+        if not isinstance(scheduler.loop, HostLoop) or attempt_here(scheduler) is not None:
+            which = "runs it" if task._job.kind == "async" else "runs the manager's coroutines"
+            raise UsageError(f"waiting for {task!r} here would stop the loop that {which}; write `await task` instead")
+        wait_on_loop(scheduler, scheduler.loop, task, timeout)
+        yield
+        return
     with contextlib.ExitStack() as stack:
+        ours = isinstance(scheduler.pool, ThreadPoolManager)
         if isinstance(scheduler.pool, ThreadPoolManager):
             stack.enter_context(scheduler.pool.blocked())
         parked = _park(scheduler, task)
         try:
+            # With a bound it only waits: a call that was begun here could not be left when the time is over.
+            if parked is not None and not ours and timeout is None and parked[0].kind != "async":
+                help_out(scheduler, task, parked[1])
             yield
         finally:
             if parked is not None:
@@ -114,15 +126,22 @@ async def _granted(grant: Future[None]) -> None:
         raise late
 
 
-def _park(scheduler: Scheduler, task: Task[Any]) -> tuple[Job, Attempt] | None:
+def attempt_here(scheduler: Scheduler) -> tuple[Job, Attempt] | None:
+    """The task whose code this is, and its attempt; None outside of the manager's tasks."""
     context = current_task()
+    job = None if context is None else scheduler.ledger.jobs.get(context.task_id)
+    attempt = None if job is None else job.attempt
+    return None if job is None or attempt is None or attempt.context is not context else (job, attempt)
+
+
+def _park(scheduler: Scheduler, task: Task[Any]) -> tuple[Job, Attempt] | None:
     effects: Effects = []
     target = task._job
     with scheduler.lock:
-        job = None if context is None else scheduler.ledger.jobs.get(context.task_id)
-        attempt = None if job is None else job.attempt
-        if job is None or attempt is None or attempt.context is not context or task._scheduler is not scheduler:
+        found = attempt_here(scheduler)
+        if found is None or task._scheduler is not scheduler:
             return None
+        job, attempt = found
         if target.state.terminal:
             return None
         path = find_path(target, job, _unfinished)
@@ -145,8 +164,8 @@ def _unpark(scheduler: Scheduler, job: Job, attempt: Attempt, target: Job) -> Fu
     effects: Effects = []
     grant: Future[None] | None = None
     with scheduler.lock:
-        job.waiting_on = _without(job.waiting_on, target)
-        target.waiters = _without(target.waiters, job)
+        job.waiting_on = without(job.waiting_on, target)
+        target.waiters = without(target.waiters, job)
         scheduler._lower(target, job.level)
         job.wait_depth -= 1
         # What was asked to stop unwinds without a slot: waiting for one would hold the stop up.
@@ -159,9 +178,3 @@ def _unpark(scheduler: Scheduler, job: Job, attempt: Attempt, target: Job) -> Fu
 
 def _unfinished(job: Job) -> list[Job]:
     return [item for item in (*job.dependencies, *job.waiting_on) if not item.state.terminal]
-
-
-def _without(jobs: tuple[Job, ...], gone: Job) -> tuple[Job, ...]:
-    # One of them: a task may wait for another several times at once.
-    at = jobs.index(gone)
-    return jobs[:at] + jobs[at + 1 :]

@@ -119,7 +119,8 @@ class Task(Future[T]):
         Raises
         ------
         UsageError
-            On the loop that runs the manager's coroutines: ``await`` the task there.
+            On the loop that runs the manager's coroutines, unless it is a notebook's and nothing that is
+            waited for needs it: ``await`` the task there.
         DependencyError
             If the task itself waits for the caller, which would never end.
         TimeoutError
@@ -127,7 +128,7 @@ class Task(Future[T]):
         """
         try:
             if not self._end:
-                with self._scheduler.waiting(self):
+                with self._scheduler.waiting(self, timeout):
                     self._wait(timeout)
             return self._value()
         except CancelledError:
@@ -137,7 +138,7 @@ class Task(Future[T]):
         """Wait for the task and return what it raised, or None; waits like ``result``."""
         try:
             if not self._end:
-                with self._scheduler.waiting(self):
+                with self._scheduler.waiting(self, timeout):
                     self._wait(timeout)
             if self._end is _CANCELLED:
                 raise CancelledError
