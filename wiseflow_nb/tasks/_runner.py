@@ -24,6 +24,7 @@ from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.tasks import _cleanup
 from wiseflow_nb.tasks._graph import PLAIN, swapped, swapped_value
 from wiseflow_nb.tasks._job import Attempt, Job
+from wiseflow_nb.tasks._kept import counts_tell, try_counts
 from wiseflow_nb.tasks._machine import COMPLETED
 from wiseflow_nb.tasks._options import NO_RETRY
 from wiseflow_nb.tasks.task import Task
@@ -129,8 +130,10 @@ class Runner:
     def start(self, count: int) -> None:
         """Begin so many runners."""
         loop = asyncio.get_running_loop()
+        try_counts(loop)
         for _ in range(count):
-            driver = loop.create_task(self._run(), name="wiseflow-runner")
+            # Not the loop's own factory, which may begin it at once or make what is no such task.
+            driver = asyncio.Task(self._run(), loop=loop, name="wiseflow-runner")
             self._fresh.add(driver)
             driver.add_done_callback(self._gone)
             self._keep(driver)
@@ -169,7 +172,8 @@ class Runner:
         until = gauge.wall + SLICE_SECONDS
         attempt = scheduler.first_coroutine()
         owed, fit = 0, True
-        known = sys.getrefcount(me)
+        telling = counts_tell(asyncio.get_running_loop(), me)
+        known = sys.getrefcount(me) if telling else 0
         while attempt is not None:
             ended = attempt
             job = ended.job
@@ -209,7 +213,7 @@ class Runner:
             now = gauge.wall
             # A runner that was ever cancelled retires, and one that somebody still refers to, who got it
             # as the current task: a late cancel would hit the next task.
-            if me._must_cancel or me.cancelling() or sys.getrefcount(me) > known:  # type: ignore[attr-defined]
+            if not telling or sys.getrefcount(me) > known or me._must_cancel or me.cancelling():  # type: ignore[attr-defined]
                 fit = False
             late = now > until
             attempt, unfinished = scheduler.next_coroutine(ended, owed, now, stay=fit and not late, back=fit and late)
