@@ -33,7 +33,9 @@ COUNTS = "atexit.register(lambda: print(ran, {k: n for k, n in tasks.counts().it
 def test_what_is_left_at_the_end_of_a_script_is_done_first() -> None:
     script = f"""
 import atexit
+from wiseflow_nb.pool import _exit
 from wiseflow_nb.tasks import TaskManager
+_exit.EXIT_DEADLINE_SECONDS = 50.0
 ran = 0
 def work(*_):
     global ran
@@ -62,7 +64,7 @@ def test_what_is_not_done_in_time_is_cancelled_with_the_reason_and_said_once() -
 import asyncio, atexit, threading
 from wiseflow_nb.pool import _exit
 from wiseflow_nb.tasks import TaskManager
-_exit.EXIT_DEADLINE_SECONDS = 0.6
+_exit.EXIT_DEADLINE_SECONDS, _exit.STOP_SECONDS = 4.0, 3.8
 ran, begun = [], threading.Barrier(3)
 def polite():
     begun.wait()

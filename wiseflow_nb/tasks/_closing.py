@@ -85,6 +85,8 @@ def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> 
 
 def close_pool(scheduler: Scheduler, pool: ThreadPoolManager, deadline: float | None) -> None:
     """Close the manager's own pool; with a deadline its threads are given ``OVERDUE_SECONDS`` to end."""
+    if scheduler.left_behind:
+        return
     with scheduler.lock:
         overdue = [handler.name for handler in scheduler.overdue]
         abandoned = scheduler.ledger.counts[TaskState.ABANDONED]

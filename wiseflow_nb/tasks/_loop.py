@@ -139,6 +139,9 @@ async def _until_closed(host: weakref.ref[HostLoop]) -> AsyncGenerator[None, Non
 class LoopThread:
     """A daemon thread with a running event loop; it starts with the first call."""
 
+    #: It is the manager alone that stops it.
+    over = closed = False
+
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()
@@ -150,13 +153,6 @@ class LoopThread:
     def current(self) -> bool:
         """Whether the caller runs on this loop's thread."""
         return threading.current_thread() is self._thread
-
-    @property
-    def over(self) -> bool:
-        """Never: it is the manager that stops it."""
-        return False
-
-    closed = over
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop, started if it is not yet."""

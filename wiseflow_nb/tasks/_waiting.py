@@ -38,8 +38,9 @@ def blocking(scheduler: Scheduler, task: Task[Any], timeout: float | None) -> It
     if task.done():
         yield
         return
-    refuse_behind(scheduler, task)
-    look_at_loop(scheduler)
+    if scheduler.left_behind or scheduler.loop.over:
+        _refuse_behind(scheduler, task)
+        look_at_loop(scheduler)
     if scheduler.loop.current:
         if not isinstance(scheduler.loop, HostLoop) or attempt_here(scheduler) is not None:
             which = "runs it" if task._job.kind == "async" else "runs the manager's coroutines"
@@ -47,10 +48,11 @@ def blocking(scheduler: Scheduler, task: Task[Any], timeout: float | None) -> It
         wait_on_loop(scheduler, scheduler.loop, task, timeout)
         yield
         return
+    pool = scheduler.pool
     with contextlib.ExitStack() as stack:
-        ours = isinstance(scheduler.pool, ThreadPoolManager)
-        if isinstance(scheduler.pool, ThreadPoolManager):
-            stack.enter_context(scheduler.pool.blocked())
+        ours = isinstance(pool, ThreadPoolManager)
+        if isinstance(pool, ThreadPoolManager):
+            stack.enter_context(pool.blocked())
         parked = _park(scheduler, task)
         try:
             # With a bound it only waits: a call that was begun here could not be left when the time is over.
@@ -82,8 +84,9 @@ async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
     """Await a task from any loop; inside a task its slot is free meanwhile."""
     if task.done():
         return task.result()
-    refuse_behind(scheduler, task)
-    look_at_loop(scheduler)
+    if scheduler.left_behind or scheduler.loop.over:
+        _refuse_behind(scheduler, task)
+        look_at_loop(scheduler)
     parked = _park(scheduler, task)
     try:
         return await asyncio.wrap_future(task)
@@ -100,7 +103,7 @@ async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
                 await _granted(grant)
 
 
-def refuse_behind(scheduler: Scheduler, task: Task[Any]) -> None:
+def _refuse_behind(scheduler: Scheduler, task: Task[Any]) -> None:
     """Refuse to wait for what no one will tell of here.
 
     Raises
