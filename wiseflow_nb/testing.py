@@ -270,6 +270,13 @@ class ManualLoop:
         """Whether the caller runs inside this loop."""
         return asyncio._get_running_loop() is self._loop
 
+    @property
+    def over(self) -> bool:
+        """Never: it is the manager that stops it."""
+        return False
+
+    closed = over
+
     def call(self, function: Callable[..., object], *args: Any) -> bool:
         """Call a function when the loop runs next; return False once it is stopped for good."""
         if self._loop.is_closed():

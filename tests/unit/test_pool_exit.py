@@ -27,7 +27,8 @@ print("end of script", flush=True)
 began = time.monotonic()
 """
     # Without a deadline this would never end at all.
-    lines = run_script(script).stdout.split("\n")
+    says = "" if how == "pool" else "(not begun, now cancelled: 0; running, asked to stop: 1)"
+    lines = run_script(script, says).stdout.split("\n")
     assert lines[0] == "end of script"
     assert lines[1].startswith("hook ")
     assert EXIT_DEADLINE_SECONDS < 2.0
@@ -53,14 +54,14 @@ for pool in pools:
     pool._crew.join = lambda deadline, inner=inner: (told.append(deadline), inner(deadline))
 _exit.EXIT_DEADLINE_SECONDS = 0.2
 began = time.monotonic()
-_exit._join_all()
+_exit._end_all()
 assert len(told) == 5 and len(set(told)) == 1 and 0.1 < told[0] - began < 20
 try:
     pools[0].submit(int)
 except RuntimeError:
     print("closed", flush=True)
 """
-    assert run_script(script).stdout == "closed\n"
+    assert run_script(script, "calls of pools had begun (now cancelled: 1)").stdout == "closed\n"
 
 
 def test_queued_work_still_runs_when_the_script_ends() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import itertools
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.unit.test_task_invariants import check_closed_manager
-from wiseflow_nb.tasks import TaskManager
-from wiseflow_nb.testing import Stage
+from wiseflow_nb.tasks import TaskManager, _kept
+from wiseflow_nb.testing import FakeClock, ManualLoop, Stage
 
 
 def test_a_late_cancel_of_the_current_task_hits_no_other() -> None:
@@ -43,6 +45,8 @@ async def _timed() -> None:
 def test_a_runner_that_nobody_keeps_goes_on(fn: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
     with TaskManager(**stage.parts, max_concurrent=1) as tasks:
+        tasks.submit(_bare)  # with the first it is found out whether counts tell
+        stage.run()
         runner = tasks._scheduler.runner
         started: list[int] = []
         start = runner.start
@@ -51,8 +55,42 @@ def test_a_runner_that_nobody_keeps_goes_on(fn: Callable[..., None], monkeypatch
             tasks.submit(fn)
         for _ in range(6):
             stage.advance(1)
-        assert tasks.counts()["completed"] == 5
+        assert tasks.counts()["completed"] == 6
         assert len(started) == 1
+    check_closed_manager(tasks)
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts of references are CPython's")
+def test_where_counts_tell_is_found_out_once() -> None:
+    _kept._tell.clear()
+    loops = [ManualLoop(FakeClock()) for _ in range(2)]
+    for loop in loops:  # the first is closed before it is known
+        loop.call(lambda: _kept.try_counts(asyncio.get_running_loop()))
+        loop.call(lambda: _kept.try_counts(asyncio.get_running_loop()))
+    loops[0]._loop.close()
+    loops[1].run_until_idle()
+    assert list(_kept._tell.values()) == [True]
+    loops[1].stop()
+
+
+@pytest.mark.parametrize("counts", [itertools.repeat(7), itertools.count()], ids=["never change", "always change"])
+def test_where_counts_do_not_tell_a_runner_takes_one_task(
+    counts: Iterator[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_kept, "_tell", {})
+    monkeypatch.setattr(sys, "getrefcount", lambda _: next(counts))
+    started: list[int] = []
+    stage = Stage()
+    with TaskManager(**stage.parts, max_concurrent=1) as tasks:
+        runner = tasks._scheduler.runner
+        start = runner.start
+        monkeypatch.setattr(runner, "start", lambda count: (started.append(count), start(count)))
+        for _ in range(5):
+            tasks.submit(_bare)
+        stage.run()
+        assert tasks.counts()["completed"] == 5
+    assert sum(started) >= 5
+    assert list(_kept._tell.values()) == [False]
     check_closed_manager(tasks)
 
 

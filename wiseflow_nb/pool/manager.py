@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
@@ -80,7 +83,7 @@ class ThreadPoolManager(Executor):
             raise UsageError(f"initializer {initializer!r} cannot be called; give a function")
         self._crew = Crew(low, high, clock, thread_name_prefix, initializer, initargs)
         self._crew.owned_by(self)
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         #: What ``options(kind="process")`` runs in; nothing is started before the first such call.
         self.processes = ProcessWorkers()
 
@@ -319,12 +322,16 @@ class ThreadPoolManager(Executor):
         return self._crew.join(None if timeout is None else time.monotonic() + timeout)
 
     def _add_listener(self, listener: Callable[[], None]) -> Callable[[], None]:
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        # A method, held weakly: whose it is may be dropped without a word, and the pool be used by others.
+        remove = functools.partial(_remove, self._listeners)
+        known = weakref.WeakMethod(listener, remove)
+        self._listeners.append(known)
+        return functools.partial(remove, known)
 
     def _tell_listeners(self) -> None:
-        for listener in tuple(self._listeners):
-            listener()
+        for known in tuple(self._listeners):
+            if (listener := known()) is not None:
+                listener()
 
     def __repr__(self) -> str:
         status = self.status()
@@ -332,6 +339,11 @@ class ThreadPoolManager(Executor):
             f"<ThreadPoolManager workers={status.workers} ({status.min_workers}-{status.max_workers}) "
             f"busy={status.busy} queued={status.queued}>"
         )
+
+
+def _remove(listeners: list[Any], known: object) -> None:
+    with contextlib.suppress(ValueError):
+        listeners.remove(known)
 
 
 def _label(fn: Callable[..., Any]) -> str:

@@ -104,7 +104,7 @@ def _values(name: str, records: Sequence[TaskRecord], np: Any) -> Any:
         # To the microsecond, which is what seconds since 1970 hold in a float; NaN becomes NaT.
         seconds = np.array(found, dtype="float64")
         known = ~np.isnan(seconds)
-        values = np.full(len(found), np.datetime64("NaT"), dtype="datetime64[ns]")
+        values = np.full(len(found), np.datetime64("NaT", "ns"))
         values[known] = np.round(seconds[known] * 1e6).astype("int64").astype("datetime64[us]")
         return values
     values = np.empty(len(found), dtype=_DTYPES[name])

@@ -47,6 +47,8 @@ class Attempt(TaskContext):
     wall_seconds = NAN
     cpu_seconds = 0.0
     cpu_source = "unknown"
+    #: CPU seconds that this attempt's thread spent on calls that it waited for: their own, not this one's.
+    lent_seconds = 0.0
     memory_peak_bytes = NAN
     memory_source = "unknown"
     #: What failed of the cleanup inside a process.

@@ -150,6 +150,10 @@ class Ledger:
         """The number of the last transition."""
         return self.rev - self._touches
 
+    def tell_nobody(self) -> None:
+        """In a forked child: who is told lives in the parent."""
+        self._on_move = None
+
     def _tidy(self) -> None:
         kept = []
         last = self.rev + 1

@@ -59,6 +59,11 @@ def give_way(lives: Lives) -> None:
 class Lives:
     """One lock, the book, the slots, the timers, and what follows when a task's code has ended."""
 
+    #: Why a closed one takes no task.
+    refusal = "the task manager has been shut down; make a new TaskManager"
+    #: Whether this is the copy in a forked child: its tasks are the parent's.
+    left_behind = False
+
     def __init__(
         self,
         *,

@@ -7,7 +7,8 @@ import contextlib
 import contextvars
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
 from wiseflow_nb.errors import UsageError
@@ -21,6 +22,14 @@ class TaskLoop(Protocol):
     @property
     def current(self) -> bool:
         """Whether the caller is inside this loop, so that blocking would stop it."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the loop was closed by somebody else, or is being closed: it takes no further coroutine."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the loop was closed by somebody else: nothing on it goes on."""
 
     def call(self, function: Callable[..., object], *args: Any) -> bool:
         """Call a function on the loop soon; return False if the loop has stopped."""
@@ -40,11 +49,55 @@ class HostLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._over = False
+        self._told: Callable[[], object] | None = None
+        self._stopped: list[Callable[[str], object]] = []
+        #: A loop that ends in good order closes the asynchronous generators that were begun on it: the
+        #: one way to hear of that.
+        self._watch: AsyncGenerator[None, None] | None = None
+        if self.current:
+            self._watch = _until_closed(weakref.ref(self))
+            with contextlib.suppress(StopIteration):
+                self._watch.__anext__().__await__().send(None)
 
     @property
     def current(self) -> bool:
         """Whether the caller runs inside this loop."""
         return asyncio._get_running_loop() is self._loop
+
+    @property
+    def over(self) -> bool:
+        """Whether the loop was closed, or is being closed."""
+        return self._over or self._loop.is_closed()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the loop was closed."""
+        return self._loop.is_closed()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the loop runs at this moment."""
+        return self._loop.is_running()
+
+    @contextlib.contextmanager
+    def stopped(self, need: Callable[[str], object]) -> Iterator[None]:
+        """Inside the block the loop's thread waits for something else; ``need`` is told what needs the loop."""
+        self._stopped.append(need)
+        try:
+            yield
+        finally:
+            self._stopped.remove(need)
+
+    def when_over(self, told: Callable[[], object]) -> None:
+        """Call ``told`` on the loop when it is being closed."""
+        self._told = told
+
+    def _ends(self) -> None:
+        told, self._told = self._told, None
+        if told is not None:
+            self._over = True
+            told()
 
     def call(self, function: Callable[..., object], *args: Any) -> bool:
         """Call a function on the loop soon; return False if the loop was closed."""
@@ -58,17 +111,36 @@ class HostLoop:
         """Run a coroutine from another thread and return its result; on a loop of its own if this one was closed."""
         if self._loop.is_closed():
             return asyncio.run(coroutine)
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+        running = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        for need in tuple(self._stopped):
+            need("the cleanup of a task needs it")
+        return running.result(timeout)
 
     def drive(self) -> None:
         """Nothing: it runs."""
 
     def stop(self) -> None:
-        """Nothing: whose loop it is will stop it."""
+        """Watch it no longer; whose loop it is will stop it."""
+        self._told = None
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            with contextlib.suppress(StopIteration, RuntimeError):  # it may be closing it right now
+                watch.aclose().__await__().send(None)
+
+
+async def _until_closed(host: weakref.ref[HostLoop]) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        if (known := host()) is not None:
+            known._ends()
 
 
 class LoopThread:
     """A daemon thread with a running event loop; it starts with the first call."""
+
+    #: It is the manager alone that stops it.
+    over = closed = False
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -88,8 +160,15 @@ class LoopThread:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
             if self._thread is None or self._thread.ident is None:  # or an interrupt came when it was to be started
+                # Before it runs: ``current`` may be asked by the first call there.
                 self._thread = threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:  # not one is to be had, as while the interpreter ends
+                    self._thread = None
+                    self._loop.close()
+                    self._loop = None
+                    raise
             return self._loop
 
     def call(self, function: Callable[..., object], *args: Any) -> bool:

@@ -24,6 +24,7 @@ from wiseflow_nb.pool._gauge import CpuGauge
 from wiseflow_nb.tasks import _cleanup
 from wiseflow_nb.tasks._graph import PLAIN, swapped, swapped_value
 from wiseflow_nb.tasks._job import Attempt, Job
+from wiseflow_nb.tasks._kept import counts_tell, try_counts
 from wiseflow_nb.tasks._machine import COMPLETED
 from wiseflow_nb.tasks._options import NO_RETRY
 from wiseflow_nb.tasks.task import Task
@@ -66,6 +67,8 @@ class Runner:
             ended.asked = ended._token is not None and ended.cancelled
             ended.cpu_seconds = gauge.step()
             ended.cpu_source = "thread_time"
+            if ended.lent_seconds:
+                ended.cpu_seconds = max(0.0, ended.cpu_seconds - ended.lent_seconds)
             if ended.remote is not None:
                 ended.take_remote(ended.remote)
             now = gauge.wall
@@ -92,8 +95,10 @@ class Runner:
         """Begin so many runners; the number is taken, so that a call that comes twice counts once."""
         count = called.pop() if called else 0
         loop = asyncio.get_running_loop()
+        try_counts(loop)
         for _ in range(count):
-            driver = loop.create_task(self._run(), name="wiseflow-runner")
+            # Not the loop's own factory, which may begin it at once or make what is no such task.
+            driver = asyncio.Task(self._run(), loop=loop, name="wiseflow-runner")
             self._fresh.add(driver)
             driver.add_done_callback(self._gone)
             self._keep(driver)
@@ -112,6 +117,13 @@ class Runner:
             self._fresh.discard(driver)
             self._scheduler.runner_lost()
 
+    def forget(self) -> None:
+        """Let go of runners whose loop is gone."""
+        for driver in self._drivers:
+            driver._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._drivers.clear()
+        self._fresh.clear()
+
     async def _run(self) -> None:
         me = asyncio.current_task()
         assert me is not None
@@ -125,7 +137,8 @@ class Runner:
         until = gauge.wall + SLICE_SECONDS
         attempt = scheduler.first_coroutine()
         owed, fit = 0, True
-        known = sys.getrefcount(me)
+        telling = counts_tell(asyncio.get_running_loop(), me)
+        known = sys.getrefcount(me) if telling else 0
         while attempt is not None:
             ended = attempt
             job = ended.job
@@ -165,7 +178,7 @@ class Runner:
             now = gauge.wall
             # A runner that was ever cancelled retires, and one that somebody still refers to, who got it
             # as the current task: a late cancel would hit the next task.
-            if me._must_cancel or me.cancelling() or sys.getrefcount(me) > known:  # type: ignore[attr-defined]
+            if not telling or sys.getrefcount(me) > known or me._must_cancel or me.cancelling():  # type: ignore[attr-defined]
                 fit = False
             late = now > until
             attempt, unfinished = scheduler.next_coroutine(ended, owed, now, stay=fit and not late, back=fit and late)

@@ -25,7 +25,7 @@ from wiseflow_nb.futures import settle
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.pool._process import ProcessWorkers
 from wiseflow_nb.records import NAN, Priority, TaskState
-from wiseflow_nb.tasks import _output, _waiting
+from wiseflow_nb.tasks import _lost, _output, _waiting
 from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
 from wiseflow_nb.tasks._entering import Entering
 from wiseflow_nb.tasks._graph import referenced
@@ -103,7 +103,7 @@ class Scheduler(Entering):
             with self.lock:
                 self.busy = True
                 if self.closed:
-                    raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
+                    raise PoolClosedError(self.refusal)
                 parents = None
                 if needed or options.dependencies:
                     parents = self._parents(f"{self._prefix}{self._numbers + 1}", needed, options.dependencies)
@@ -167,6 +167,8 @@ class Scheduler(Entering):
 
     def _dispatch(self, effects: Effects) -> None:
         slots = self.slots
+        for bell in slots.bells:
+            bell.event.set()
         if slots.returning:
             for grant in slots.grants():
                 effects.append(functools.partial(settle, grant))
@@ -181,7 +183,7 @@ class Scheduler(Entering):
                 effects.append(functools.partial(self._raise_ticket, ticket))
         wanted = slots.runners_wanted(now)
         if wanted:
-            start = functools.partial(self.loop.call, self.runner.start, [wanted])
+            start = functools.partial(_lost.call_runners, self, [wanted])
             slots.coming += wanted
             effects.append(start)
         if slots.hold_reason and self._recheck is None:
@@ -328,6 +330,7 @@ class Scheduler(Entering):
             if isinstance(self.pool, ThreadPoolManager):
                 future = self.pool.options(priority=level, name="task").submit(take)
             else:
+                self.timers.step_aside()  # it may have to wait before it takes a call
                 future = self.pool.submit(take)
         except Exception as error:  # noqa: BLE001  any pool's: closed, broken, or no further thread to be had
             self._ticket_lost(ticket, error, effects)
@@ -450,9 +453,9 @@ class Scheduler(Entering):
 
     # -- waiting (see _waiting) --------------------------------------------------------------
 
-    def waiting(self, task: Task[Any]) -> AbstractContextManager[None]:
+    def waiting(self, task: Task[Any], timeout: float | None) -> AbstractContextManager[None]:
         """What a blocking wait for ``task`` has to be wrapped in."""
-        return _waiting.blocking(self, task)
+        return _waiting.blocking(self, task, timeout)
 
     def awaited(self, task: Task[Any]) -> Coroutine[Any, Any, Any]:
         """The coroutine behind ``await task``."""

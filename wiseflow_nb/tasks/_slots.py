@@ -11,12 +11,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from wiseflow_nb.records import Priority
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._job import Job
 from wiseflow_nb.tasks._machine import PENDING
 from wiseflow_nb.tasks._ready import ReadyQueue
+
+if TYPE_CHECKING:
+    from wiseflow_nb.tasks._helping import Bell
 
 #: ``(-class, number)`` and the job: the smaller, the sooner.
 Head = tuple[int, int, Job]
@@ -70,6 +74,8 @@ class Slots:
         #: Tasks that gave up their slot and want it again.
         self.returning: deque[Job] = deque()
         self._reserve: Job | None = None
+        #: Waits that have to look again at each change.
+        self.bells: list[Bell] = []
 
     @property
     def used(self) -> int:
@@ -305,6 +311,14 @@ class Slots:
         if job is not None:
             self._start(job)
         return job
+
+    def take(self, job: Job) -> bool:
+        """Have a ready task hold a slot, out of turn, if one is free and it may start."""
+        if self.paused or self.held >= self.limit or not self._admitted(job):
+            return False
+        self._queue(job).discard(job)
+        self._start(job)
+        return True
 
     def release(self, job: Job) -> None:
         """Free the slot of a task, if it holds one."""

@@ -90,7 +90,7 @@ class Steering(Lives):
         return accepted
 
     def _cancel(self, job: Job, reason: str, effects: Effects) -> bool:
-        if job.code >= FIRST_TERMINAL:
+        if job.code >= FIRST_TERMINAL or self.left_behind:
             return job.state is TaskState.CANCELLED
         if job.attempt is not None:
             # Asked once more, a coroutine would be stopped in the midst of what it does in order to stop.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import threading
 from collections.abc import Callable
 
 from wiseflow_nb.clock import Clock
+
+#: How long ``close`` waits for the thread, which does nothing that takes time.
+CLOSE_SECONDS = 1.0
 
 
 class TimerHandle:
@@ -24,6 +28,10 @@ class TimerHandle:
 
 class Timers:
     """Calls functions at moments of a clock, on one daemon thread that starts with the first of them.
+
+    One thread at a time waits for the next moment. What is called there and comes to code of the
+    user's steps aside first (``step_aside``): another thread takes over the waiting, and this one ends
+    with what it is at. So no time-out is late because of code that takes long, or never returns.
 
     A clock that tells its listeners when it moves (a test's) needs no thread: what has come due is
     called by whoever moves it.
@@ -57,18 +65,20 @@ class Timers:
             heapq.heappush(self._heap, (due_seconds, next(self._order), handle))
             # An interrupt may have come when it was to be started.
             if self._unlisten is None and (self._thread is None or self._thread.ident is None):
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                self._start()
             elif self._heap[0][2] is handle:
                 self._news.set()
         return handle
 
     def run_due(self) -> None:
         """Call everything whose moment has come, in order of the moments."""
+        listening = self._unlisten is not None
         while True:
             with self._lock:
                 if not self._heap or self._closed:
                     return
+                if not listening and self._thread is not threading.current_thread():
+                    return  # it has stepped aside
                 due, _, handle = self._heap[0]
                 if handle.callback is not None and due > self._clock.monotonic():
                     return
@@ -77,8 +87,18 @@ class Timers:
             if callback is not None:
                 callback()
 
+    def step_aside(self) -> None:
+        """Before code of the user's is called: let another thread wait, if it is this one that does."""
+        if self._thread is not threading.current_thread():
+            return
+        with self._lock:
+            if self._closed:
+                return
+            with contextlib.suppress(RuntimeError):  # no thread is to be had: late is better than never
+                self._start()
+
     def close(self) -> None:
-        """Forget everything planned and end the thread."""
+        """Forget everything planned and end the thread; wait for it a second at most."""
         with self._lock:
             self._closed = True
             unlisten, self._unlisten = self._unlisten, None
@@ -88,12 +108,28 @@ class Timers:
         if unlisten is not None:
             unlisten()
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(CLOSE_SECONDS)
+
+    def forget(self) -> None:
+        """In a forked child: what was planned is the parent's."""
+        self._lock = threading.RLock()
+        self._heap, self._thread, self._closed = [], None, True
+
+    def _start(self) -> None:
+        # The lock is held.
+        before = self._thread
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._thread = before
+            raise
 
     def _run(self) -> None:
+        me = threading.current_thread()
         while True:
             with self._lock:
-                if self._closed:
+                if self._closed or self._thread is not me:
                     return
                 # Cleared under the lock that guards the heap: an earlier moment pushed from here
                 # on sets it again.

@@ -53,53 +53,82 @@ class TaskView:
             return [self._manager._submit(fn, items, {}, self._options) for items in calls]
         if isinstance(outstanding, bool) or not isinstance(outstanding, int) or outstanding < 1:
             raise UsageError(f"outstanding {outstanding!r} lets nothing run; give 1 or more, or None for all at once")
-        return TaskResults((self._manager._submit(fn, items, {}, self._options) for items in calls), outstanding)
+        return TaskResults(lambda items: self._manager._submit(fn, items, {}, self._options), calls, outstanding)
 
 
 class TaskResults:
     """The results of many tasks in order, submitted as they are taken; iterate with ``for`` or ``async for``.
 
-    A task that failed raises here when its turn comes; those after it can still be taken. ``close``
-    (or leaving the ``with`` block) cancels what is outstanding and submits no more.
+    A task that failed raises here when its turn comes; those after it can still be taken. What an
+    iterable raises, or the manager if it was shut down, comes after the results of all that had been
+    submitted, and is the end. ``close`` (or leaving the ``with`` block) cancels what is outstanding
+    and submits no more.
     """
 
-    def __init__(self, submitted: Iterator[Task[Any]], outstanding: int) -> None:
-        self._submitted = submitted
+    def __init__(
+        self, submit: Callable[[tuple[Any, ...]], Task[Any]], calls: Iterator[tuple[Any, ...]], outstanding: int
+    ) -> None:
+        self._submit = submit
+        self._calls: Iterator[tuple[Any, ...]] = calls
         self._outstanding = outstanding
         self._ahead: deque[Task[Any]] = deque()
+        self._failure: Exception | None = None
         self._fill()
 
     def _fill(self) -> None:
-        while len(self._ahead) < self._outstanding and (task := next(self._submitted, None)) is not None:
-            self._ahead.append(task)
+        try:
+            while len(self._ahead) < self._outstanding:
+                self._ahead.append(self._submit(next(self._calls)))
+        except StopIteration:
+            self._calls = iter(())
+        except Exception as error:  # noqa: BLE001  the caller's iterables, or a closed manager: raised in its turn
+            self._calls, self._failure = iter(()), error
+
+    def _head(self) -> Task[Any] | None:
+        # The next whose result is due; it stays there until it has ended, whatever interrupts the wait.
+        if self._ahead:
+            return self._ahead[0]
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        return None
+
+    def _taken(self, task: Task[Any]) -> None:
+        if task.done() and self._ahead and self._ahead[0] is task:
+            self._ahead.popleft()
+            try:
+                self._fill()
+            except BaseException:  # an interrupt in the caller's iterable: the result is not lost for it
+                self._ahead.appendleft(task)
+                raise
 
     def __iter__(self) -> TaskResults:
         return self
 
     def __next__(self) -> Any:
-        if not self._ahead:
+        task = self._head()
+        if task is None:
             raise StopIteration
-        task = self._ahead.popleft()
         try:
             return task.result()
         finally:
-            self._fill()
+            self._taken(task)
 
     def __aiter__(self) -> TaskResults:
         return self
 
     async def __anext__(self) -> Any:
-        if not self._ahead:
+        task = self._head()
+        if task is None:
             raise StopAsyncIteration
-        task = self._ahead.popleft()
         try:
             return await task
         finally:
-            self._fill()
+            self._taken(task)
 
     def close(self) -> None:
         """Cancel what is outstanding and submit no more."""
-        self._submitted = iter(())
+        self._calls, self._failure = iter(()), None
         while self._ahead:
             self._ahead.pop().cancel("its results are not wanted any more")
 

@@ -12,8 +12,11 @@ from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import DependencyError, UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.tasks._graph import find_path
+from wiseflow_nb.tasks._helping import help_out, wait_on_loop, without
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
 from wiseflow_nb.tasks._lives import perform
+from wiseflow_nb.tasks._loop import HostLoop
+from wiseflow_nb.tasks._lost import look_at_loop
 
 if TYPE_CHECKING:
     from wiseflow_nb.tasks._scheduler import Scheduler
@@ -21,13 +24,14 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def blocking(scheduler: Scheduler, task: Task[Any]) -> Iterator[None]:
+def blocking(scheduler: Scheduler, task: Task[Any], timeout: float | None) -> Iterator[None]:
     """Wrap a blocking wait for a task.
 
     Raises
     ------
     UsageError
-        On the manager's own loop, which the wait would stop, or in a finaliser that holds the manager up.
+        On the loop that runs the manager's coroutines, where the wait would stop what is waited for;
+        in a forked child; in a finaliser that holds the manager up.
     DependencyError
         If the task waits for the caller.
     """
@@ -36,13 +40,26 @@ def blocking(scheduler: Scheduler, task: Task[Any]) -> Iterator[None]:
         return
     if scheduler.inside():
         raise UsageError(f"waiting for {task!r} in a finaliser would never end: it runs in the midst of a change")
+    if scheduler.left_behind or scheduler.loop.over:
+        _refuse_behind(scheduler, task)
+        look_at_loop(scheduler)
     if scheduler.loop.current:
-        raise UsageError(f"waiting for {task!r} here would stop the loop that runs it; write `await task` instead")
+        if not isinstance(scheduler.loop, HostLoop) or attempt_here(scheduler) is not None:
+            which = "runs it" if task._job.kind == "async" else "runs the manager's coroutines"
+            raise UsageError(f"waiting for {task!r} here would stop the loop that {which}; write `await task` instead")
+        wait_on_loop(scheduler, scheduler.loop, task, timeout)
+        yield
+        return
+    pool = scheduler.pool
     with contextlib.ExitStack() as stack:
-        if isinstance(scheduler.pool, ThreadPoolManager):
-            stack.enter_context(scheduler.pool.blocked())
+        ours = isinstance(pool, ThreadPoolManager)
+        if isinstance(pool, ThreadPoolManager):
+            stack.enter_context(pool.blocked())
         parked = _park(scheduler, task)
         try:
+            # With a bound it only waits: a call that was begun here could not be left when the time is over.
+            if parked is not None and not ours and timeout is None and parked[0].kind != "async":
+                help_out(scheduler, task, parked[1])
             yield
         finally:
             if parked is not None:
@@ -69,6 +86,9 @@ async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
     """Await a task from any loop; inside a task its slot is free meanwhile."""
     if task.done():
         return task.result()
+    if scheduler.left_behind or scheduler.loop.over:
+        _refuse_behind(scheduler, task)
+        look_at_loop(scheduler)
     parked = _park(scheduler, task)
     try:
         return await asyncio.wrap_future(task)
@@ -85,6 +105,18 @@ async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
                 await _granted(grant)
 
 
+def _refuse_behind(scheduler: Scheduler, task: Task[Any]) -> None:
+    """Refuse to wait for what no one will tell of here.
+
+    Raises
+    ------
+    UsageError
+        In a forked child, of a task of the parent's.
+    """
+    if scheduler.left_behind:
+        raise UsageError(f"{task!r} stayed with the process that this one was forked from; wait for it there")
+
+
 async def _granted(grant: Future[None]) -> None:
     # A time-out around the wait may strike here. The code goes on all the same, to handle it, and needs
     # its slot for that: so it is waited for, and the time-out raised then. Whoever is asked to stop by
@@ -99,15 +131,22 @@ async def _granted(grant: Future[None]) -> None:
         raise late
 
 
-def _park(scheduler: Scheduler, task: Task[Any]) -> tuple[Job, Attempt] | None:
+def attempt_here(scheduler: Scheduler) -> tuple[Job, Attempt] | None:
+    """The task whose code this is, and its attempt; None outside of the manager's tasks."""
     context = current_task()
+    job = None if context is None else scheduler.ledger.jobs.get(context.task_id)
+    attempt = None if job is None else job.attempt
+    return None if job is None or attempt is None or attempt.context is not context else (job, attempt)
+
+
+def _park(scheduler: Scheduler, task: Task[Any]) -> tuple[Job, Attempt] | None:
     effects: Effects = []
     target = task._job
     with scheduler.lock:
-        job = None if context is None else scheduler.ledger.jobs.get(context.task_id)
-        attempt = None if job is None else job.attempt
-        if job is None or attempt is None or attempt.context is not context or task._scheduler is not scheduler:
+        found = attempt_here(scheduler)
+        if found is None or task._scheduler is not scheduler:
             return None
+        job, attempt = found
         if target.state.terminal:
             return None
         path = find_path(target, job, _unfinished)
@@ -130,8 +169,8 @@ def _unpark(scheduler: Scheduler, job: Job, attempt: Attempt, target: Job) -> Fu
     effects: Effects = []
     grant: Future[None] | None = None
     with scheduler.lock:
-        job.waiting_on = _without(job.waiting_on, target)
-        target.waiters = _without(target.waiters, job)
+        job.waiting_on = without(job.waiting_on, target)
+        target.waiters = without(target.waiters, job)
         scheduler._lower(target, job.level)
         job.wait_depth -= 1
         # What was asked to stop unwinds without a slot: waiting for one would hold the stop up.
@@ -144,9 +183,3 @@ def _unpark(scheduler: Scheduler, job: Job, attempt: Attempt, target: Job) -> Fu
 
 def _unfinished(job: Job) -> list[Job]:
     return [item for item in (*job.dependencies, *job.waiting_on) if not item.state.terminal]
-
-
-def _without(jobs: tuple[Job, ...], gone: Job) -> tuple[Job, ...]:
-    # One of them: a task may wait for another several times at once.
-    at = jobs.index(gone)
-    return jobs[:at] + jobs[at + 1 :]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings
-from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.pool import ThreadPoolManager
 from wiseflow_nb.records import Priority, TaskRecord, text_of
 from wiseflow_nb.tasks._admission import Admission
 from wiseflow_nb.tasks._cleanup import Registered
-from wiseflow_nb.tasks._closing import MODES, close_pool, close_scheduler
+from wiseflow_nb.tasks._closing import MODES, close_pool, close_scheduler, refuse_inside, wait_for_all
+from wiseflow_nb.tasks._endings import watch_over
 from wiseflow_nb.tasks._frame import TaskFrame
 from wiseflow_nb.tasks._graph import swapped
 from wiseflow_nb.tasks._job import Job
@@ -30,7 +30,7 @@ from wiseflow_nb.tasks._scheduler import Scheduler
 from wiseflow_nb.tasks._stalled import StalledTask, find_stalled
 from wiseflow_nb.tasks._views import TaskFunction, TaskResults, TaskView
 from wiseflow_nb.tasks._waiting import starved
-from wiseflow_nb.tasks.task import Task, settling
+from wiseflow_nb.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,8 @@ class TaskManager:
     Notes
     -----
     A result lives as long as somebody keeps the ``Task``; of the finished ones the manager keeps
-    the last 100,000 records.
+    the last 100,000 records. When the interpreter ends, what is left has 1.2 s to run and is then
+    cancelled, with a warning on the log. In a forked child it takes no task.
 
     Raises
     ------
@@ -123,6 +124,7 @@ class TaskManager:
             on_move=on_move if on_change is None else with_records(on_change, on_move),
             id_prefix=id_prefix,
         )
+        watch_over(self._scheduler)
         self._clock = clock
         self._frame = TaskFrame()
         self._frame_lock = threading.Lock()
@@ -509,7 +511,8 @@ class TaskManager:
         Raises
         ------
         UsageError
-            Inside one of the manager's own tasks or their done-callbacks, which would wait for itself.
+            Inside one of the manager's own tasks or their done-callbacks, which would wait for itself; on
+            the loop that its coroutines run on, while there are any.
 
         Examples
         --------
@@ -518,9 +521,8 @@ class TaskManager:
         ...     tasks.drain(), task.done()
         (True, True)
         """
-        self.refuse_inside("drain")
-        self._scheduler.later.carry_out()
-        return self._clock.wait(self._scheduler.quiet, timeout)
+        deadline = None if timeout is None else self._clock.monotonic() + timeout
+        return wait_for_all(self._scheduler, "drain", deadline)
 
     def shutdown(self, mode: str = "drain", timeout: float | None = None) -> None:
         """Take no more tasks and end; may be called again, also with a stronger mode.
@@ -537,18 +539,17 @@ class TaskManager:
         Raises
         ------
         UsageError
-            If the mode is unknown, or it is called inside one of the manager's own tasks or
-            their done-callbacks.
+            If the mode is unknown, or it is called inside one of the manager's own tasks or their
+            done-callbacks, or on the loop that its coroutines run on while there are any.
         """
         if mode not in MODES:
             raise UsageError(f"shutdown mode {mode!r} is unknown; give one of {', '.join(MODES)}")
-        self.refuse_inside("shutdown")
         if timeout is None and mode == "now":
             timeout = NOW_SECONDS
         deadline = None if timeout is None else self._clock.monotonic() + timeout
         close_scheduler(self._scheduler, mode, deadline)
         if self._own_pool is not None:
-            close_pool(self._scheduler, self._own_pool)
+            close_pool(self._scheduler, self._own_pool, deadline)
 
     def refuse_inside(self, what: str) -> None:
         """Refuse what waits for all tasks where that would wait for itself.
@@ -556,21 +557,10 @@ class TaskManager:
         Raises
         ------
         UsageError
-            Inside one of the manager's tasks, a done-callback of one, or on its loop; or in a finaliser that
-            runs in the midst of a change.
+            Inside one of the manager's tasks, a done-callback of one, or on the loop of its own; or in a
+            finaliser that runs in the midst of a change.
         """
-        context = current_task()
-        job = None if context is None else self._find(context.task_id)
-        if (
-            settling() is self._scheduler
-            or self._scheduler.inside()
-            or self._scheduler.loop.current
-            or (job is not None and job.attempt is not None and job.attempt.context is context)
-        ):
-            raise UsageError(
-                f"{what} inside a task, or a done-callback of one, would wait for that very task; call it elsewhere, "
-                "for instance on a thread of its own"
-            )
+        refuse_inside(self._scheduler, what)
 
     async def __aenter__(self) -> Self:
         return self
@@ -582,8 +572,13 @@ class TaskManager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.shutdown("drain")
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.shutdown("drain")
+        except UsageError as refused:
+            if error is None:
+                raise
+            error.add_note(f"the task manager was left open: {refused}")
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.counts().items() if count)

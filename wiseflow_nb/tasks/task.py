@@ -126,7 +126,8 @@ class Task(Future[T]):
         Raises
         ------
         UsageError
-            On the loop that runs the manager's coroutines: ``await`` the task there.
+            On the loop that runs the manager's coroutines, unless it is a notebook's and nothing that is
+            waited for needs it: ``await`` the task there.
         DependencyError
             If the task itself waits for the caller, which would never end.
         TimeoutError
@@ -134,7 +135,7 @@ class Task(Future[T]):
         """
         try:
             if not self._end:
-                with self._scheduler.waiting(self):
+                with self._scheduler.waiting(self, timeout):
                     self._wait(timeout)
             return self._value()
         except CancelledError:
@@ -144,7 +145,7 @@ class Task(Future[T]):
         """Wait for the task and return what it raised, or None; waits like ``result``."""
         try:
             if not self._end:
-                with self._scheduler.waiting(self):
+                with self._scheduler.waiting(self, timeout):
                     self._wait(timeout)
             if self._end is _CANCELLED:
                 raise CancelledError
@@ -206,6 +207,7 @@ class Task(Future[T]):
 
     def _call_back(self, callbacks: Callbacks) -> None:
         interrupt: KeyboardInterrupt | None = None
+        self._scheduler.timers.step_aside()
         before, _ending.scheduler = settling(), self._scheduler
         try:
             for fn in callbacks:
