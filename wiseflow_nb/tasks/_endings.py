@@ -18,7 +18,7 @@ from wiseflow_nb.tasks._closing import abandon_all, cancel_all, stop_threads
 from wiseflow_nb.tasks._job import Effects
 from wiseflow_nb.tasks._later import Later
 from wiseflow_nb.tasks._lives import perform
-from wiseflow_nb.tasks._loop import HostLoop, TaskLoop
+from wiseflow_nb.tasks._loop import HostLoop, LoopThread
 from wiseflow_nb.tasks._lost import look_at_loop
 from wiseflow_nb.tasks._scheduler import Scheduler
 from wiseflow_nb.tasks._slots import Slots
@@ -31,10 +31,12 @@ ABANDON_SECONDS = 0.1
 
 def watch_over(scheduler: Scheduler) -> None:
     """See to it that a scheduler ends well whatever becomes of its manager."""
-    # On a clock of another kind the timers have no thread.
+    # Other loops are their makers', and on a clock of another kind the timers have no thread.
+    loop = scheduler.loop if isinstance(scheduler.loop, (HostLoop, LoopThread)) else None
     timers = scheduler.timers if scheduler.machine_time else None
-    last = weakref.finalize(scheduler, _let_go, os.getpid(), timers, scheduler.loop)
-    last.atexit = False
+    if loop is not None or timers is not None:
+        last = weakref.finalize(scheduler, _let_go, os.getpid(), timers, loop)
+        last.atexit = False
     if isinstance(scheduler.loop, HostLoop):
         known = weakref.ref(scheduler)
 
@@ -43,31 +45,32 @@ def watch_over(scheduler: Scheduler) -> None:
                 look_at_loop(still)
 
         scheduler.loop.when_over(over)
-    # ... and nothing happens by itself at the end.
-    if scheduler.machine_time:
+    if scheduler.machine_time:  # else nothing would happen by itself at the end
         end_at_exit(scheduler, ENDS)
 
 
 # -- nobody refers to it any more ---------------------------------------------------------------
 
 
-def _let_go(pid: int, timers: Timers | None, loop: TaskLoop) -> None:
+def _let_go(pid: int, timers: Timers | None, loop: HostLoop | LoopThread | None) -> None:
     # The collector calls this, in any thread and at any step: locks of these may be held there and then.
-    if pid == os.getpid():
+    shut_down = timers is not None and timers.closed
+    if pid == os.getpid() and not shut_down:
         with contextlib.suppress(RuntimeError):  # the interpreter is ending: they are daemon threads
             _thread.start_new_thread(_begin_stop, (timers, loop))
 
 
-def _begin_stop(timers: Timers | None, loop: TaskLoop) -> None:
+def _begin_stop(timers: Timers | None, loop: HostLoop | LoopThread | None) -> None:
     # On a thread that the threading module knows, else it would list this one for ever.
     with contextlib.suppress(RuntimeError):
         threading.Thread(target=_stop_both, args=(timers, loop), name="wiseflow-end", daemon=True).start()
 
 
-def _stop_both(timers: Timers | None, loop: TaskLoop) -> None:
+def _stop_both(timers: Timers | None, loop: HostLoop | LoopThread | None) -> None:
     if timers is not None:
         timers.close()
-    loop.stop()
+    if loop is not None:
+        loop.stop()
 
 
 # -- the interpreter's end ----------------------------------------------------------------------
