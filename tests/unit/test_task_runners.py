@@ -50,7 +50,7 @@ def test_a_runner_that_nobody_keeps_goes_on(fn: Callable[..., None], monkeypatch
         runner = tasks._scheduler.runner
         started: list[int] = []
         start = runner.start
-        monkeypatch.setattr(runner, "start", lambda count: (started.append(count), start(count)))
+        monkeypatch.setattr(runner, "start", lambda called: (started.extend(called), start(called)))
         for _ in range(5):
             tasks.submit(fn)
         for _ in range(6):
@@ -84,7 +84,7 @@ def test_where_counts_do_not_tell_a_runner_takes_one_task(
     with TaskManager(**stage.parts, max_concurrent=1) as tasks:
         runner = tasks._scheduler.runner
         start = runner.start
-        monkeypatch.setattr(runner, "start", lambda count: (started.append(count), start(count)))
+        monkeypatch.setattr(runner, "start", lambda called: (started.extend(called), start(called)))
         for _ in range(5):
             tasks.submit(_bare)
         stage.run()
