@@ -25,7 +25,8 @@ from typing import Any, BinaryIO
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.errors import RecorderError, WiseflowError
 from wiseflow_nb.recorder._child import child_environment, widen
-from wiseflow_nb.recorder._rows import batch_line, rows_of
+from wiseflow_nb.recorder._end import mark_end
+from wiseflow_nb.recorder._rows import batch_line
 from wiseflow_nb.recorder._silence import Silence
 from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings, decode, encode
 from wiseflow_nb.records import (
@@ -38,8 +39,7 @@ from wiseflow_nb.records import (
     from_json_dict,
     to_json_dict,
 )
-from wiseflow_nb.store.paths import DATABASE_NAME, LOG_NAME
-from wiseflow_nb.store.writer import StoreWriter
+from wiseflow_nb.store.paths import LOG_NAME
 
 logger = logging.getLogger("wiseflow_nb.recorder")
 PENDING_LIMIT_BYTES = 8 * 1024 * 1024
@@ -103,6 +103,7 @@ class RecorderClient:
         self._silence = Silence()
         self._pending: collections.deque[tuple[str, Any]] = collections.deque(maxlen=PENDING_LIMIT_ROWS)
         self._wake = threading.Event()
+        self._soon: Callable[[], None] | None = None
         self._flush_lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._buffer = bytearray()
@@ -136,6 +137,7 @@ class RecorderClient:
         """
         _clients.add(self)
         _register_fork_hook()
+        self._change()
         self._launch()
         flusher = threading.Thread(target=self._flush_loop, name="wiseflow-flush", daemon=True)
         flusher.start()
@@ -157,6 +159,19 @@ class RecorderClient:
         """Push what waits into the pipe now, from this thread: something is about to start."""
         if self._clock.monotonic() - self._last_flush > WRITE_THROUGH_SECONDS:
             self.flush()
+
+    def soon(self, change: Callable[[], None]) -> None:
+        """Call this on the flushing thread, or before what is asked for sooner; only the last that was given.
+
+        So many changes in a row are told once. Never by ``write_through``, whose caller may hold locks.
+        """
+        self._soon = change
+        self._wake.set()
+
+    def _change(self) -> None:
+        change, self._soon = self._soon, None
+        if change is not None:
+            change()
 
     def flush(self) -> None:
         """Encode what waits and write as much of it as the pipe takes; never blocks."""
@@ -228,6 +243,7 @@ class RecorderClient:
             if self._wake.is_set():
                 self._wake.clear()
                 self._ended.wait(COALESCE_SECONDS)
+                self._change()
                 self.flush()
                 if self._buffer and self._fd >= 0 and os.name == "posix":
                     with contextlib.suppress(OSError, ValueError):
@@ -248,11 +264,13 @@ class RecorderClient:
 
     def request(self, verb: str, arguments: dict[str, Any], timeout: float = 2.0) -> CommandResult:
         """Ask the recorder itself for ``watch``, ``acknowledge`` or ``silence``."""
+        self._change()
         number = next(self._numbers)
         return self._ask(number, {"t": "verb", "id": number, "verb": verb, "arguments": arguments}, timeout)
 
     def sync(self, timeout: float = 2.0) -> bool:
         """Wait until all that was handed in is committed; return whether that was so in time."""
+        self._change()
         with self._flush_lock:
             self._encode_pending()
         number = next(self._numbers)
@@ -271,6 +289,7 @@ class RecorderClient:
         """End the session's record in order; return whether the recorder said that it did."""
         if self._stopping:
             return self._ended.is_set()
+        self._change()
         with self._flush_lock:
             self._encode_pending()
         # One that is being replaced takes the end when it is there.
@@ -292,30 +311,12 @@ class RecorderClient:
                 self._process.kill()
                 self._process.wait()
         if not in_order:
-            self._mark_end(reason)
+            mark_end(self._config.directory, list(self._unacked), reason, self._clock.time())
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout)
         _clients.discard(self)
         return in_order
-
-    def _mark_end(self, reason: str) -> None:
-        """Write what was not acknowledged, and the end mark, in the place of a recorder that could not."""
-        try:
-            writer = StoreWriter(Path(self._config.directory) / DATABASE_NAME)
-            applied = int(writer.get_meta("batch_seq") or 0)
-            for number, line in list(self._unacked):
-                if number > applied:
-                    with contextlib.suppress(RecorderError):
-                        writer.apply(rows_of(line))
-                    writer.meta("batch_seq", number)
-            writer.resolve_alerts(self._clock.time())
-            writer.meta("ended_seconds", self._clock.time())
-            writer.meta("end_reason", f"{reason} (the recorder did not answer)")
-            writer.close()
-        except (WiseflowError, sqlite3.Error, OSError, ValueError, TypeError) as error:
-            # Whatever the file is, closing a session raises nothing for it.
-            logger.warning("the session's end could not be recorded: %s", error)
 
     def look(self, sample: Sample | None, interval: float) -> None:
         """Given the newest sample and the interval in force (seconds), tell once of a recorder that takes none any more."""

@@ -32,7 +32,7 @@ from wiseflow_nb.records import (
     alert_view,
 )
 from wiseflow_nb.resources._announcer import AlertCallback, Announcer, CallbackStats
-from wiseflow_nb.resources._by_settings import UserRule, sampling_plan, user_rule
+from wiseflow_nb.resources._by_settings import UserRules, user_rule
 from wiseflow_nb.resources._forks import tell_of_forks
 from wiseflow_nb.resources._function_rules import FunctionRules, Watcher
 from wiseflow_nb.resources._probe import Probe
@@ -111,7 +111,8 @@ class ResourceMonitor:
         self.bus = EventBus() if bus is None else bus
         self._announcer = Announcer(self.bus, clock)
         # What the user gave; those with a function are judged in this process.
-        self._rules: dict[tuple[str, str], UserRule] = {}
+        self._rules = UserRules()
+        self._plan_lock = threading.Lock()  # a plan is made and taken at once
         self._functions = FunctionRules(self.latest, clock, self._own_alert, self._own_event)
         #: Told of the alerts of rules with a function, before they are announced.
         self.on_own_alert: Callable[[AlertTransition], None] | None = None
@@ -132,8 +133,9 @@ class ResourceMonitor:
         """Forget the parent's threads, locks, samples and alerts: this is its forked child."""
         self._probe.after_fork()
         self._functions.after_fork()
+        self._rules.after_fork()
         self._announcer.after_fork()
-        self._lock = threading.Lock()
+        self._lock, self._plan_lock = threading.Lock(), threading.Lock()
         self._running, self._thread, self._sampler = False, None, None
         self._kept = collections.deque(maxlen=KEPT_SAMPLES)
         self._transitions = collections.deque(maxlen=KEPT_TRANSITIONS)
@@ -216,9 +218,7 @@ class ResourceMonitor:
 
     def plan(self, revision: int = 0) -> SamplingPlan:
         """How often is sampled and what is judged, by the settings and the rules that were added."""
-        functions = self._functions.keys()
-        rules = tuple(item.rule for key, item in self._rules.items() if key not in functions)
-        return replace(sampling_plan(self._settings, rules, revision), replaced=functions)
+        return self._rules.plan(self._settings, self._functions.keys(), revision)
 
     def set_busy(self, busy: bool) -> None:
         """Alone: work runs (or none does any more), so sample at the busy interval (or the idle one)."""
@@ -442,10 +442,9 @@ class ResourceMonitor:
             repeat_seconds=repeat_seconds,
         )
         rule = made.rule
-        key = (rule.name, rule.resource)
-        self._rules = {**self._rules, key: made}
+        self._rules.add(made)
         if isinstance(watch, str):
-            self._functions.discard(key)
+            self._functions.discard((rule.name, rule.resource))
         else:
             self._functions.add(rule, watch)
         # A rule with a function, too, takes the place of one that is judged elsewhere.
@@ -454,9 +453,7 @@ class ResourceMonitor:
 
     def remove_rule(self, name: str) -> bool:
         """Forget an added rule; its open alert is resolved. Return whether there was one of that name."""
-        left = {key: rule for key, rule in self._rules.items() if key[0] != name}
-        gone = len(left) < len(self._rules)
-        self._rules = left
+        gone = self._rules.remove(name)
         self._functions.remove(name)
         if gone:
             self._rules_changed()
@@ -526,18 +523,20 @@ class ResourceMonitor:
         """Take new settings, from the next sample on."""
         self._settings = settings
         self._probe.follow(settings.disk_path)
-        before, self._rules = self._rules, {key: item.by(settings) for key, item in self._rules.items()}
-        for key, item in self._rules.items():
-            if item != before[key]:
-                self._functions.change(item.rule)
-        if self._sampler is not None:
-            self._sampler.configure(self.plan())
+        for rule in self._rules.follow(settings):
+            self._functions.change(rule)
+        self._take_plan()
 
     def _rules_changed(self) -> None:
         if self._sampler is not None:
-            self._sampler.configure(self.plan())
+            self._sampler.soon(self._take_plan)
         if self.on_rules_change is not None:
             self.on_rules_change()
+
+    def _take_plan(self) -> None:
+        with self._plan_lock:
+            if (sampler := self._sampler) is not None:
+                sampler.configure(self.plan())
 
     def _own_alert(self, transition: AlertTransition) -> None:
         if self.on_own_alert is not None:
