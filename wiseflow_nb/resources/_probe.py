@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from time import thread_time
@@ -16,6 +17,7 @@ from time import thread_time
 import psutil
 
 from wiseflow_nb.records import NAN, EventRecord, Limits, Sample
+from wiseflow_nb.resources._apart import Apart
 from wiseflow_nb.resources._container import PRESSURES, Container
 from wiseflow_nb.resources._disk import Disk, Disks
 from wiseflow_nb.resources._files import KeptFiles
@@ -29,6 +31,7 @@ from wiseflow_nb.resources._tree import PSS_SECONDS, LinuxTree, Tree
 #: A container's limits can change while it runs: they are looked at again after so long.
 LIMITS_SECONDS = 30.0
 LINUX_FILES, PSUTIL = "linux files", "psutil"
+LINUX = sys.platform == "linux"
 #: What a limit binds: the machine, a control group, or this tree of processes alone.
 HOST, GROUP, TREE = range(3)
 
@@ -52,13 +55,16 @@ class Probe:
     root
         Where ``/proc`` and ``/sys`` are; for tests.
     exclude_pids
-        Processes that are not counted in the tree.
+        Processes that are not counted in the tree. When one ends, and is waited for by a process of the
+        tree, what it had used by the reading before is taken off the tree's CPU time.
     environ
         Default ``os.environ``; see ``effective_limits``.
     portable
         Read through psutil only (what other systems than Linux always do).
     timer
         What parts' costs are measured with, in seconds; for tests.
+    left_seconds
+        CPU seconds of processes like those excluded that were waited for before; taken off as well.
 
     Notes
     -----
@@ -126,6 +132,7 @@ class Probe:
         environ: Mapping[str, str] | None = None,
         portable: bool = False,
         timer: Callable[[], float] = time.perf_counter,
+        left_seconds: float = 0.0,
     ) -> None:
         self.pid = pid
         self.portable = portable or not os.path.isdir(os.path.join(root, "proc", "self"))
@@ -133,8 +140,14 @@ class Probe:
         self._disks = Disks(disk_path, self.portable)
         self._files = files = KeptFiles()
         host: Host = PortableHost() if self.portable else LinuxHost(root, files)
-        tree: Tree = PortableTree(pid, exclude_pids) if self.portable else LinuxTree(pid, root, exclude_pids, files)
-        self._host, self._tree = host, tree
+        self._host = host
+        tree: Tree
+        if self.portable:
+            # Elsewhere nobody takes over the time of those that ended.
+            tree = PortableTree(pid, exclude_pids, Apart("/proc", exclude_pids, files, left_seconds) if LINUX else None)
+        else:
+            tree = LinuxTree(pid, root, exclude_pids, files, left_seconds)
+        self._tree = tree
         self._container = container = Container(root, files)
         self._told: list[tuple[str, str]] = []
         self._events: list[EventRecord] = []
