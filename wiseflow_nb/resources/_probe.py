@@ -30,6 +30,8 @@ from wiseflow_nb.resources._tree import PSS_SECONDS, LinuxTree, Tree
 
 #: A container's limits can change while it runs: they are looked at again after so long.
 LIMITS_SECONDS = 30.0
+#: In the watched process itself a file system that hangs must hold up neither the sampling nor a cell.
+PATIENCE_SECONDS = 2.0
 LINUX_FILES, PSUTIL = "linux files", "psutil"
 LINUX = sys.platform == "linux"
 #: What a limit binds: the machine, a control group, or this tree of processes alone.
@@ -65,6 +67,9 @@ class Probe:
         What parts' costs are measured with, in seconds; for tests.
     left_seconds
         CPU seconds of processes like those excluded that were waited for before; taken off as well.
+    patience
+        Seconds for which a file system is waited for, on a thread beside this one: one that hangs costs its
+        columns, and is told. Default None: for ever, without another thread.
 
     Notes
     -----
@@ -109,6 +114,7 @@ class Probe:
         "_network",
         "_own_cpu",
         "_parts",
+        "_patience",
         "_pressure",
         "_processes",
         "_pss",
@@ -133,11 +139,13 @@ class Probe:
         portable: bool = False,
         timer: Callable[[], float] = time.perf_counter,
         left_seconds: float = 0.0,
+        patience: float | None = None,
     ) -> None:
         self.pid = pid
         self.portable = portable or not os.path.isdir(os.path.join(root, "proc", "self"))
         self._root, self._environ, self._timer = root, environ, timer
-        self._disks = Disks(disk_path, self.portable)
+        self._patience = patience
+        self._disks = Disks(disk_path, self.portable, patience)
         self._files = files = KeptFiles()
         host: Host = PortableHost() if self.portable else LinuxHost(root, files)
         self._host = host
@@ -233,7 +241,8 @@ class Probe:
     @disk_path.setter
     def disk_path(self, text: str) -> None:
         if text != self._disks.text:
-            self._disks = Disks(text, self.portable)
+            self._disks.close()
+            self._disks = Disks(text, self.portable, self._patience)
 
     def disks(self) -> tuple[Disk, ...]:
         """Each watched path's file system, as of the last reading; NaN before the first."""
@@ -253,7 +262,8 @@ class Probe:
         started = timer()
         # The parts are timed one by one when the last reading was dear as a whole.
         dear = self._dear
-        own = thread_time() if self._in_kernel else 0.0
+        own, disks = thread_time() if self._in_kernel else 0.0, self._disks
+        beside = disks.cpu_seconds if self._patience is not None else 0.0
         if self._files.forked:
             self._files.after_fork()
         if now >= self._look_due or self._look_due == INF:
@@ -308,6 +318,8 @@ class Probe:
             self._told = []
         if self._in_kernel:
             self._own_cpu += thread_time() - own
+            if self._patience is not None:
+                self._own_cpu += disks.cpu_seconds - beside
         duration = timer() - started
         self._dear = duration > CHEAP_SECONDS
         # Groups of columns in the order of the schema.
@@ -365,9 +377,14 @@ class Probe:
                 found.append((pid, process.name(), float(process.memory_info().rss), cpu.user + cpu.system))
         return tuple(sorted(found, key=lambda item: -item[2])[:count])
 
+    def rest(self) -> None:
+        """Let the thread end that waits for file systems: there is no next reading for a while."""
+        self._disks.close()
+
     def close(self) -> None:
-        """Close the kept files."""
+        """Close the kept files; what is read later is opened anew."""
         self._files.close()
+        self.rest()
 
     def _tell(self, kind: str, message: str) -> None:
         self._told.append((kind, message))

@@ -35,7 +35,7 @@ from wiseflow_nb.resources._announcer import AlertCallback, Announcer, CallbackS
 from wiseflow_nb.resources._by_settings import UserRules, user_rule
 from wiseflow_nb.resources._forks import tell_of_forks
 from wiseflow_nb.resources._function_rules import FunctionRules, Watcher
-from wiseflow_nb.resources._probe import Probe
+from wiseflow_nb.resources._probe import PATIENCE_SECONDS, Probe
 from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.resources._rules import FUNCTION, AlertRule
 from wiseflow_nb.resources._sampler import Sampler, SampleSource, SamplingPlan
@@ -98,7 +98,9 @@ class ResourceMonitor:
     ) -> None:
         self._settings = load_settings() if settings is None else settings
         self._clock = clock
-        make: Callable[[], Probe] = lambda: Probe(os.getpid() if pid is None else pid, self._settings.disk_path)  # noqa: E731
+        make: Callable[[], Probe] = lambda: Probe(  # noqa: E731
+            os.getpid() if pid is None else pid, self._settings.disk_path, patience=PATIENCE_SECONDS
+        )
         self._probe = SharedProbe(make(), make) if probe is None else SharedProbe(probe, None)
         self._ring_path = ring_path
         self._ring: RingReader | None = None
@@ -178,6 +180,7 @@ class ResourceMonitor:
         if sampler is not None and self._thread is not None:
             sampler.stop()
             self._thread.join(timeout)
+            self._thread = None
             sampler.finish()
         self._announcer.stop(timeout)
         if self._probe.lock.acquire(timeout=timeout):
@@ -237,7 +240,7 @@ class ResourceMonitor:
         Its rates are those since the newest reading, a scheduled one or another of these (NaN at the very
         first). Scheduled samples are the same however often this is called, unless the probe is your own.
         """
-        return self._probe.read_now(self._clock.time(), self._clock.monotonic())
+        return self._probe.read_now(self._clock.time(), self._clock.monotonic(), rest=self._thread is None)
 
     def latest(self) -> Sample | None:
         """The newest sample that was taken on schedule, or None before the first."""
