@@ -23,6 +23,7 @@ from wiseflow_nb.resources._disk import Disk, Disks
 from wiseflow_nb.resources._files import KeptFiles
 from wiseflow_nb.resources._host import Host, LinuxHost
 from wiseflow_nb.resources._limits import Bound, bound, kill_files
+from wiseflow_nb.resources._linux import CLOCK_TICKS
 from wiseflow_nb.resources._part import CHEAP_SECONDS, FAILURES, Part, Values
 from wiseflow_nb.resources._portable import PortableHost, PortableTree
 from wiseflow_nb.resources._together import Together
@@ -30,6 +31,8 @@ from wiseflow_nb.resources._tree import PSS_SECONDS, LinuxTree, Tree
 
 #: A container's limits can change while it runs: they are looked at again after so long.
 LIMITS_SECONDS = 30.0
+#: In such steps the kernel tells the CPU time of processes.
+TICK_SECONDS = 1.0 / CLOCK_TICKS
 #: In the watched process itself a file system that hangs must hold up neither the sampling nor a cell.
 PATIENCE_SECONDS = 2.0
 LINUX_FILES, PSUTIL = "linux files", "psutil"
@@ -495,7 +498,8 @@ class Probe:
             # Affinity and the environment bind this tree of processes; so does a group whose CPU time
             # is counted elsewhere.
             used, part = (group_cpu, self._group_cpu) if cpu_level == GROUP else (tree_cpu, self._processes)
-            utilization = self._rate(used, now, part.slow) / cores
+            least = 0.0 if cpu_level == GROUP else TICK_SECONDS
+            utilization = self._rate(used, now, least, part.slow) / cores
         total, spare, _ = memory
         if memory_level == HOST:
             used = total - spare
@@ -508,15 +512,20 @@ class Probe:
             return cores, utilization, NAN, used, spare, NAN
         return cores, utilization, limit, used, available, used / limit
 
-    def _rate(self, used: float, now: float, slow: bool) -> float:
+    def _rate(self, used: float, now: float, least: float, slow: bool) -> float:
         """CPU seconds a second since the last reading that had them; NaN at the first.
 
-        NaN, too, where fewer are counted than before: a process left the tree with its time.
+        NaN, too, where fewer are counted than before: a process left the tree with its time. And where no
+        more than ``least`` seconds, of what the counter is told in, went by: then the next reading is
+        compared with the one before this.
         Where they are read less often than samples are taken, the samples between repeat the last one.
         """
         if used != used:
             return self._cores_used if slow else NAN
-        before, self._cpu_before = self._cpu_before, (now, used)
+        before = self._cpu_before
+        if before is not None and 0.0 <= now - before[0] <= least:
+            return NAN
+        self._cpu_before = (now, used)
         if before is None or now <= before[0] or used < before[1]:
             self._cores_used = NAN
         else:

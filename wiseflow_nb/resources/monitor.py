@@ -238,7 +238,7 @@ class ResourceMonitor:
         """Read now, on this thread; the reading is returned and not kept.
 
         Its rates are those since the newest reading, a scheduled one or another of these (NaN at the very
-        first). Scheduled samples are the same however often this is called, unless the probe is your own.
+        first, and within 0.01 s, which the kernel counts CPU time in: over no time there is no rate). Scheduled samples are the same however often this is called, unless the probe is your own.
         """
         return self._probe.read_now(self._clock.time(), self._clock.monotonic(), rest=self._thread is None)
 
