@@ -61,6 +61,16 @@ class LocalTasks:
     def __init__(self, session: LocalSession, stored: Callable[[int, int], Sequence[TaskRecord]]) -> None:
         self._session, self._stored = session, stored
 
+    def count_changed(self, since_rev: int, most: int) -> int:
+        """How many have changed since; above ``most`` some number above it."""
+        newest, span = self._session.task_rev(), CHANGES_A_TASK * most
+        while True:
+            since = max(newest - span, since_rev)
+            found = len(self._session.task_records(since))
+            if found > most or since == since_rev:
+                return found
+            span *= 4
+
     def changed_tasks(self, since_rev: int, limit: int) -> Sequence[TaskRecord]:
         """Oldest change first."""
         return [valid_record(task) for task in self._session.task_records(since_rev)[:limit]]
