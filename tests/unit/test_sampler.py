@@ -299,7 +299,7 @@ def test_a_day_of_sampling_with_dashboards_coming_and_going(tmp_path: Path) -> N
             view.close()
             drive(sampler, clock, 600.0 if visit else 900.0)
         writer.write_blocks(partial=True)
-        while writer.forget_samples(clock.time(), TIER_RETENTION_SECONDS):
+        while writer.forget_samples(clock.monotonic(), TIER_RETENTION_SECONDS):
             pass
         writer.commit()
         gc.collect()
