@@ -16,34 +16,22 @@ import contextlib
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
 from concurrent.futures.thread import BrokenThreadPool
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from wiseflow_nb.clock import Clock, SystemClock
-from wiseflow_nb.context import RemoteRun, _current
+from wiseflow_nb.context import _current
 from wiseflow_nb.errors import PoolClosedError, TaskCancelledError
+from wiseflow_nb.pool._book import Book, RemoteRow, Row, ended_record, measured_there, record
 from wiseflow_nb.pool._deques import DequeQueue
 from wiseflow_nb.pool._exit import join_at_exit
 from wiseflow_nb.pool._future import PoolFuture
 from wiseflow_nb.pool._work import PoolRecord, PoolStats, logger, run_cleanups, told
-from wiseflow_nb.records import Priority
-
-#: Records of finished work that are kept; the oldest are dropped.
-RECORDS_KEPT = 10_000
 
 #: After so many yields to the holder of the lock, queue for it: it may be off the processor.
 YIELDS = 1_000
-
-#: What is kept of work that completed, the usual case: number, name, class, when it was submitted (epoch),
-#: queue, wall and CPU seconds.
-Row = tuple[int, str, Priority, float, float, float, float]
-#: The same of work whose code ran in another process: then how its CPU time was measured, its peak of
-#: memory in bytes, and how that was.
-RemoteRow = tuple[int, str, Priority, float, float, float, float, str, float, str]
 
 
 def take(lock: threading.RLock) -> None:
@@ -80,7 +68,7 @@ class Worker:
 
 
 class Crew:
-    """The threads, their queue and the book of what they did."""
+    """The threads, their queue and their book."""
 
     def __init__(
         self,
@@ -116,9 +104,7 @@ class Crew:
         self._broken = ""
         self._owner: weakref.ref[Any] | None = None
         self._numbers = 0
-        self._submitted = self._completed = self._failed = self._cancelled = self._cleanup_failures = 0
-        self._queue_seconds = self._wall_seconds = self._cpu_seconds = 0.0
-        self._records: deque[Row | RemoteRow | PoolRecord] = deque(maxlen=RECORDS_KEPT)
+        self._book = Book()
 
     def owned_by(self, pool: Any) -> None:
         """Close when ``pool`` is collected."""
@@ -140,13 +126,13 @@ class Crew:
             work._submitted_seconds = self._epoch()
             work._queued_at = self.monotonic()
             self.queue.push(work)
-            self._submitted += 1
+            self._book.submitted += 1
             if self._idle or len(self._workers) < self._limit:
                 try:
                     self._summon()
                 except RuntimeError:  # not one thread is to be had
                     self.queue.discard(work)
-                    self._submitted -= 1
+                    self._book.submitted -= 1
                     raise
         finally:
             lock.release()
@@ -156,8 +142,7 @@ class Crew:
         if not self.queue.discard(work):
             return False
         work._state = CANCELLED_AND_NOTIFIED
-        self._cancelled += 1
-        self._records.append(_unstarted(work, "cancelled"))
+        self._book.never_ran(work)
         return True
 
     def _summon(self) -> None:
@@ -284,8 +269,7 @@ class Crew:
             for work in failed:
                 self.queue.discard(work)
                 work._state = RUNNING
-                self._failed += 1
-                self._records.append(_unstarted(work, "failed", f"BrokenThreadPool: {self._broken}"))
+                self._book.never_ran(work, f"BrokenThreadPool: {self._broken}")
             self._leave()
             self._ring_all()
         for work in failed:
@@ -318,20 +302,19 @@ class Crew:
         wall = ended - me.started
         cpu = (cpu_after - cpu_before) / 1e9
         figures = (work._number, work._name, work._priority, work._submitted_seconds, queued, wall, cpu)
-        row: Row | RemoteRow | PoolRecord = figures
+        row: Row | PoolRecord = figures
+        entry: Row | RemoteRow | PoolRecord
         if error is not None:
             failures = run_cleanups(work.task_context(), work._cleanup, work._name)
             state = "cancelled" if isinstance(error, TaskCancelledError) else "failed"
-            row = _row_record(figures, state, told(error), failures)
+            row = ended_record(figures, state, told(error), failures)
         work._cleanup = None
         context = work._context
         if context is not None and (remote := context.remote) is not None:
-            # Its code ran in another process: what that cost is what counts.
-            if isinstance(row, PoolRecord) or remote.cleanup_failures:
-                row = _as_measured_there(_record(row), remote)
-            else:
-                row = (*figures[:6], remote.cpu_seconds, remote.source, remote.memory_peak_bytes, remote.memory_source)
+            entry = measured_there(row, remote)
             cpu = remote.cpu_seconds if remote.cpu_seconds == remote.cpu_seconds else 0.0
+        else:
+            entry = row
         following = None
         lock = self.lock
         if not lock.acquire(False):
@@ -339,14 +322,7 @@ class Crew:
         try:
             # First the figures, then the result: who has the result finds the figures.
             me.work = None
-            self._records.append(row)
-            self._queue_seconds += queued
-            self._wall_seconds += wall
-            self._cpu_seconds += cpu
-            if error is None and type(row) is tuple:
-                self._completed += 1
-            else:
-                self._count_ended(row)
+            self._book.ended(entry, queued, wall, cpu)
             quiet = work._condition_made is None and not work._done_callbacks
             if quiet:
                 work._result, work._exception = value, error
@@ -368,17 +344,6 @@ class Crew:
         # An error's traceback leads to the caller's frame, which is this one.
         del work, value, error
         return None
-
-    def _count_ended(self, row: Row | RemoteRow | PoolRecord) -> None:
-        # The lock is held.
-        assert isinstance(row, PoolRecord)
-        self._cleanup_failures += row.cleanup_failures
-        if row.state == "completed":
-            self._completed += 1
-        elif row.state == "failed":
-            self._failed += 1
-        else:
-            self._cancelled += 1
 
     # -- size ---------------------------------------------------------------------------------
 
@@ -462,16 +427,8 @@ class Crew:
         """The totals at this moment."""
         with self.lock:
             contexts = [worker.work._context for worker in self._workers.values() if worker.work is not None]
-            return PoolStats(
-                submitted=self._submitted,
-                completed=self._completed,
-                failed=self._failed,
-                cancelled=self._cancelled,
+            return self._book.stats(
                 cancelling=sum(context is not None and context.cancelled for context in contexts),
-                queue_seconds=self._queue_seconds,
-                wall_seconds=self._wall_seconds,
-                cpu_seconds=self._cpu_seconds,
-                cleanup_failures=self._cleanup_failures,
                 queued=self.queue.size,
                 running=len(contexts),
             )
@@ -479,8 +436,8 @@ class Crew:
     def records(self) -> list[PoolRecord]:
         """The newest records, oldest first."""
         with self.lock:
-            rows = list(self._records)
-        return [_record(row) for row in rows]
+            rows = self._book.rows()
+        return [record(row) for row in rows]
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -519,36 +476,3 @@ class Crew:
         self._workers, self._leaving, self._idle, self._blocked = {}, [], [], {}
         self._called, self._starting = None, 0
         self._limit = self.target
-
-
-def _unstarted(work: PoolFuture[Any], state: str, error: str = "") -> PoolRecord:
-    return PoolRecord(f"p{work._number}", work._name, work._priority, state, work._submitted_seconds, error=error)
-
-
-def _record(row: Row | RemoteRow | PoolRecord) -> PoolRecord:
-    if isinstance(row, PoolRecord):
-        return row
-    if len(row) == 7:
-        return _row_record(row)
-    *figures, cpu_source, peak, memory_source = row
-    record = _row_record(cast("Row", figures))
-    return replace(record, cpu_source=cpu_source, memory_peak_bytes=peak, memory_source=memory_source)
-
-
-def _row_record(row: Row, state: str = "completed", error: str = "", failures: int = 0) -> PoolRecord:
-    number, name, priority, submitted, queued, wall, cpu = row
-    started = submitted + queued
-    return PoolRecord(
-        f"p{number}", name, priority, state, submitted, started, queued, wall, cpu, "thread_time", error, failures
-    )
-
-
-def _as_measured_there(record: PoolRecord, remote: RemoteRun) -> PoolRecord:
-    return replace(
-        record,
-        cpu_seconds=remote.cpu_seconds,
-        cpu_source=remote.source,
-        cleanup_failures=record.cleanup_failures + len(remote.cleanup_failures),
-        memory_peak_bytes=remote.memory_peak_bytes,
-        memory_source=remote.memory_source,
-    )
