@@ -24,6 +24,7 @@ from typing import Any
 from wiseflow_nb.clock import Clock, SystemClock
 from wiseflow_nb.context import _current
 from wiseflow_nb.errors import PoolClosedError, TaskCancelledError
+from wiseflow_nb.pool._ahead import Ahead, begun
 from wiseflow_nb.pool._book import Book, RemoteRow, Row, ended_record, measured_there, record
 from wiseflow_nb.pool._deques import DequeQueue
 from wiseflow_nb.pool._exit import join_at_exit
@@ -51,12 +52,16 @@ def take(lock: threading.RLock) -> None:
 class Worker:
     """One thread of a crew, and what it is at."""
 
-    __slots__ = ("bell", "cpu_mark", "dismissed", "fresh", "started", "thread", "work")
+    __slots__ = ("ahead", "ahead_since", "bell", "cpu_mark", "dismissed", "fresh", "started", "thread", "work")
 
     def __init__(self) -> None:
         self.thread: threading.Thread
         self.work: PoolFuture[Any] | None = None
         self.started = 0.0
+        #: What it has handed ahead; what of it has begun (its state tells) is what this worker runs next.
+        self.ahead: list[PoolFuture[Any]] = []
+        #: When the first of it began; 0 if it has not.
+        self.ahead_since = 0.0
         #: Whether it has not looked for work yet.
         self.fresh = True
         #: The thread's CPU time in ns when it was last read, or -1 if other code has run since.
@@ -87,6 +92,7 @@ class Crew:
         self._initializer, self._initargs = initializer, initargs
         self.lock = threading.RLock()
         self.queue: DequeQueue[PoolFuture[Any]] = DequeQueue()
+        self._ahead = Ahead(self.queue)
         self.min_workers = low
         self.max_workers = high
         self.target = high
@@ -127,6 +133,8 @@ class Crew:
             work._queued_at = self.monotonic()
             self.queue.push(work)
             self._book.submitted += 1
+            if self._ahead.held:
+                self._ahead.take_back_all(below=work._priority)
             if self._idle or len(self._workers) < self._limit:
                 try:
                     self._summon()
@@ -139,7 +147,7 @@ class Crew:
 
     def drop_queued(self, work: PoolFuture[Any]) -> bool:
         """Mark queued work cancelled, the lock being held; return whether it was queued."""
-        if not self.queue.discard(work):
+        if (self._ahead.held and not self._ahead.take_back(work)) or not self.queue.discard(work):
             return False
         work._state = CANCELLED_AND_NOTIFIED
         self._book.never_ran(work)
@@ -211,10 +219,16 @@ class Crew:
 
     def _claim(self, me: Worker) -> PoolFuture[Any] | None:
         # The lock is held.
+        if me.ahead:  # the first has begun, or was promised to
+            me.work = me.ahead.pop(0)
+            me.started, me.ahead_since = me.ahead_since or self.monotonic(), 0.0
+            return me.work
         if len(self._workers) > self._limit:
             return None
         now = self.monotonic()
         work = self.queue.pop(now)
+        while work is not None and self._ahead.held and not self._ahead.take_back(work):
+            work = self.queue.pop(now)
         if work is not None:
             work._state = RUNNING
             me.work, me.started = work, now
@@ -265,6 +279,7 @@ class Crew:
         with self.lock:
             self._starting -= 1
             self._broken = "the initializer of a worker raised an exception; mend it and make a new pool"
+            self._ahead.take_back_all()
             failed = self.queue.items()
             for work in failed:
                 self.queue.discard(work)
@@ -345,6 +360,43 @@ class Crew:
         del work, value, error
         return None
 
+    # -- handing ahead ------------------------------------------------------------------------
+
+    def driver(self, work: PoolFuture[Any]) -> Worker | None:
+        """The worker that runs this work and is the caller's own."""
+        me = self._workers.get(threading.current_thread())
+        return me if me is not None and me.work is work else None
+
+    def reserve_ahead(self, me: Worker, most: int, fits: Callable[[PoolFuture[Any]], bool]) -> list[PoolFuture[Any]]:
+        """The work to hand ahead now, noted as handed; nothing if none fits, or others are free for it."""
+        lock = self.lock
+        if not lock.acquire(False):
+            take(lock)
+        try:
+            count = len(self._workers)
+            if self._idle or self._called is not None or self._starting or count > self._limit:
+                return []
+            # Each takes its share, or the last calls of many would be taken to and fro.
+            most = min(most, self._ahead.unheld // count)
+            return self._ahead.reserve(me, most, fits) if most else []
+        finally:
+            lock.release()
+
+    def give_up(self, me: Worker, works: list[PoolFuture[Any]]) -> None:
+        """Let go of work that was reserved and not handed ahead after all."""
+        with self.lock:
+            self._ahead.give_up(me, works)
+
+    def take_back(self, me: Worker) -> bool:
+        """Take back what ``me`` has handed ahead; return whether that has not begun."""
+        with self.lock:
+            return self._ahead.take_back_from(me)
+
+    def go_on(self, me: Worker, *, well: bool) -> bool:
+        """Tell what ``me`` has handed ahead that the work before has ended; return whether it has begun."""
+        with self.lock:
+            return bool(me.ahead) and self._ahead.go_on(me, self.monotonic(), well=well)
+
     # -- size ---------------------------------------------------------------------------------
 
     def set_size(self, low: int, high: int, target: int, reason: str) -> None:
@@ -358,6 +410,7 @@ class Crew:
             # Those who are too many and idle are to see it.
             for _ in range(len(self._workers) - self._limit):
                 self._ring_one()
+            self._ahead.take_back_all()
         for _ in range(min(self.queue.size, self._limit - before)):
             self._summon_more()
 
@@ -413,13 +466,16 @@ class Crew:
 
     @property
     def busy(self) -> int:
-        """How many threads run work."""
-        return sum(worker.work is not None for worker in self._workers.values())
+        """How much work runs."""
+        running = sum(worker.work is not None for worker in self._workers.values())
+        return running + begun(self._workers.values())
 
     def stop_running(self, work: PoolFuture[Any], reason: str) -> bool:
         """Ask running work to stop; return whether it was running."""
         with self.lock:
-            if all(worker.work is not work for worker in self._workers.values()):
+            if all(work is not worker.work and work not in worker.ahead for worker in self._workers.values()):
+                return False
+            if work._state != RUNNING and self._ahead.take_back(work):
                 return False
             return work.task_context().token.cancel(reason) or True
 
@@ -429,7 +485,8 @@ class Crew:
             contexts = [worker.work._context for worker in self._workers.values() if worker.work is not None]
             return self._book.stats(
                 cancelling=sum(context is not None and context.cancelled for context in contexts),
-                queued=self.queue.size,
+                # One that has begun while the answer to the one before is under way waits for its worker.
+                queued=self.queue.size + begun(self._workers.values()),
                 running=len(contexts),
             )
 
@@ -473,6 +530,7 @@ class Crew:
         """In a forked child: the threads stayed with the parent, and so did the work."""
         self.lock = threading.RLock()
         self.queue = DequeQueue()
+        self._ahead = Ahead(self.queue)
         self._workers, self._leaving, self._idle, self._blocked = {}, [], [], {}
         self._called, self._starting = None, 0
         self._limit = self.target
