@@ -26,7 +26,7 @@ from wiseflow_nb.records import (
 from wiseflow_nb.report import Telling
 from wiseflow_nb.resources._container import count_kills
 from wiseflow_nb.resources._ring import RingReader
-from wiseflow_nb.store.finding import all_sessions
+from wiseflow_nb.store.finding import Over, all_sessions
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import RING_NAME
 from wiseflow_nb.store.reader import (
@@ -59,6 +59,7 @@ class StoredFrames(Telling):
         self._reader: StoreReader | None = None
         self._retired: list[StoreReader] = []
         self._ring: RingReader | None = None
+        self._over: Over = {}
 
     def _store(self) -> StoreReader:
         with self._reader_lock:
@@ -181,7 +182,7 @@ class StoredFrames(Telling):
 
     def sessions(self) -> list[SessionInfo]:
         """Every session of this user, live ones first, newest first."""
-        return all_sessions(self._state_dir(), time.time(), self._directory.parent)
+        return all_sessions(self._state_dir(), time.time(), self._directory.parent, over=self._over)
 
     @staticmethod
     def _state_dir() -> str:
