@@ -196,8 +196,9 @@ def open_to_send(path: str) -> sqlite3.Connection:
     """
     connection = sqlite3.connect(path, uri=True, isolation_level=None, timeout=0.0)
     try:
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        # To read the schema can be to wait for somebody who is putting the log in order.
+        patiently(connection, "PRAGMA synchronous = NORMAL")
+        patiently(connection, "PRAGMA wal_autocheckpoint = 0")
     except BaseException:
         connection.close()
         raise
