@@ -25,6 +25,8 @@ hypothesis.settings.load_profile("suite")
 
 HANG_SECONDS = float(os.environ.get("WISEFLOW_TEST_TIMEOUT", "180"))
 _ALLOWED = Path(__file__).with_name("allowed_skips.txt")
+#: What fixtures, children and sessions without a state directory write to.
+_OWN = os.path.join(tempfile.gettempdir(), f"wiseflow-{os.getpid()}")
 #: Helpers of the standard library's that live as long as the interpreter.
 #: ... and the one browser that the browser tests share.
 _LASTING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "chromium", "playwright")
@@ -68,8 +70,12 @@ def allowed_patterns(text: str) -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.makedirs(_OWN, mode=0o700, exist_ok=True)
     # Fixtures of a wider scope than one test run before its own state directory is set.
-    os.environ.setdefault("WISEFLOW_STATE_DIR", os.path.join(tempfile.gettempdir(), f"wiseflow-{os.getpid()}"))
+    os.environ.setdefault("WISEFLOW_STATE_DIR", os.path.join(_OWN, "state"))
+    # Where sessions go that have no better place: else the tests would see what others have left there.
+    os.environ["TMPDIR"] = _OWN
+    os.environ.pop("XDG_RUNTIME_DIR", None)
     # Else a test in the developer's directory would read the developer's settings.
     for name in [key for key in os.environ if key.startswith("WISEFLOW_") and key.endswith("_THRESHOLD")]:
         del os.environ[name]
@@ -80,9 +86,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure() -> None:
     import shutil
 
-    path = os.environ.get("WISEFLOW_STATE_DIR", "")
-    if path.endswith(f"wiseflow-{os.getpid()}"):
-        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(_OWN, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

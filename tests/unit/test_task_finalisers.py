@@ -173,3 +173,17 @@ def test_the_collector_may_come_anywhere() -> None:
         gc.collect()
         assert tasks.drain(SOON)
     check_closed_manager(tasks)
+
+
+def test_a_drain_waits_for_a_call_that_is_under_way(midst: Midst) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def call() -> None:
+        begun.set()
+        go_on.wait(SOON)
+
+    midst.tasks._scheduler.later.add(call)
+    assert begun.wait(SOON)
+    assert not midst.tasks.drain(0.01)
+    go_on.set()
+    assert midst.tasks.drain(SOON)

@@ -45,7 +45,8 @@ def wait_for_all(scheduler: Scheduler, what: str, deadline: float | None) -> boo
         Where that would wait for itself, or for coroutines whose loop it stops.
     """
     refuse_inside(scheduler, what)
-    scheduler.later.carry_out()
+    if not scheduler.later.carry_out(None if deadline is None else deadline - scheduler.clock.monotonic()):
+        return False
     look_at_loop(scheduler)
     return _quiet(scheduler, what, deadline)
 
@@ -71,7 +72,7 @@ def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> 
     look_at_loop(scheduler)
     if isinstance(scheduler.loop, HostLoop) and scheduler.loop.current:
         refuse_coroutines(scheduler, "shutdown")
-    scheduler.later.carry_out()
+    scheduler.later.carry_out(None if deadline is None else deadline - scheduler.clock.monotonic())
     effects: Effects = []
     with scheduler.lock:
         scheduler.closed = True

@@ -17,6 +17,8 @@ class Later:
     def __init__(self) -> None:
         self._calls: deque[Callable[[], object]] = deque()
         self._under_way = False
+        # Held while calls are made, so that who waits for all of them waits for the one under way, too.
+        self._making = threading.RLock()
 
     def add(self, call: Callable[[], object]) -> None:
         """Have ``call`` made soon, without the lock."""
@@ -29,14 +31,20 @@ class Later:
             except RuntimeError:
                 self._under_way = False
 
-    def carry_out(self) -> None:
-        """Make the calls that are due; not where the lock is held."""
-        while self._calls:
-            try:
-                call = self._calls.popleft()
-            except IndexError:  # another thread was faster
-                return
-            call()
+    def carry_out(self, timeout: float | None = None) -> bool:
+        """Make the calls that are due; not where the lock is held.
+
+        Return whether all have been made, those of another thread included, whose calls are waited for
+        ``timeout`` seconds at most (default: for ever).
+        """
+        if not self._making.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            return False
+        try:
+            while self._calls:
+                self._calls.popleft()()
+        finally:
+            self._making.release()
+        return True
 
     def _carry_on(self) -> None:
         while self._calls:
