@@ -12,7 +12,6 @@ import logging
 import random
 import threading
 import time
-import traceback
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -32,12 +31,11 @@ from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._retry import Retry
 from wiseflow_nb.tasks._slots import Slots
+from wiseflow_nb.tasks._texts import text_of_error, text_of_own
 from wiseflow_nb.tasks._timer import Timers
 from wiseflow_nb.tasks.task import FINISHED, Callbacks, Task, ending, interrupt_of, may_wait
 
 logger = logging.getLogger("wiseflow_nb.tasks")
-#: Bound of a stored traceback, in characters; the end is what tells most.
-TRACEBACK_KEPT = 8192
 
 
 def give_way(lives: Lives) -> None:
@@ -129,7 +127,8 @@ class Lives:
 
     def cleanup_of(self, attempt: Attempt) -> list[_cleanup.Handler]:
         """What is to run now that an attempt's code has stopped."""
-        # Before the lock is taken: the types that a rule names may bring code of their own.
+        # Before the lock is taken: the error, and the types that a rule names, may bring code of their own.
+        attempt.told = text_of_error(attempt.error)
         retry = attempt.job.options.retry
         if retry.times:
             attempt.covered = _covers(retry, attempt.error)
@@ -279,38 +278,36 @@ class Lives:
         self._leave(attempt)
         job.finished_seconds = NAN
         reason = job.reason or str(attempt.stop)
-        error = attempt.error
+        error, told = attempt.error, attempt.told
         if state is TaskState.TIMED_OUT or (state is TaskState.RETRY_WAIT and attempt.stop is Stop.TIMEOUT):
             limit = job.options.deadline if attempt.stop is Stop.DEADLINE else job.options.timeout
             error = TaskTimeoutError(f"task {job.label} was stopped: over its {limit:g} s; give it more, or less to do")
             error.__cause__ = attempt.error
+            told = text_of_own(error, told)
         elif state is TaskState.CANCELLED:
-            reason = reason or f"its own code raised {type(error).__name__}"
+            reason = reason or f"its own code raised {told.kind}"
             error = TaskCancelledError(f"task {job.label} was cancelled: {reason}")
-        if state is not TaskState.CANCELLED:
-            describe(job, error)
-        else:
-            describe(job, attempt.error, reason)
-        told = "; ".join([*([reason] if reason else []), *failures])
+        job.error, job.traceback = told.line(reason if state is TaskState.CANCELLED else ""), told.traceback
+        why = "; ".join([*([reason] if reason else []), *failures])
         if state is TaskState.PENDING:
             job.rerun, job.ready_at = True, self._monotonic()
-            told = "; ".join(["its worker process was lost, it runs once more", *failures])
+            why = "; ".join(["its worker process was lost, it runs once more", *failures])
             job.ready_seconds = self._time()
-            self.ledger.move(job, PENDING, told)
+            self.ledger.move(job, PENDING, why)
             self.slots.push(job)
             return
         if state is TaskState.RETRY_WAIT:
             if job.rng is None:
                 job.rng = random.Random(job.options.retry.seed)
             delay = job.options.retry.delay(attempt.number - job.rerun, job.rng)
-            told = "; ".join([f"attempt {attempt.number} failed, the next in {delay:.3g} s", *failures])
-            self.ledger.move(job, CODES[state], told)
+            why = "; ".join([f"attempt {attempt.number} failed, the next in {delay:.3g} s", *failures])
+            self.ledger.move(job, CODES[state], why)
             due = self.clock.monotonic() + delay
             job.retry_timer = self.timers.at(due, functools.partial(self.retry_due, job))
             return
         if job.state is TaskState.RUNNING and state is TaskState.CANCELLED:
             self.ledger.move(job, CANCELLING, reason)
-        self._finish(job, state, effects, reason=told, value=attempt.value, error=error)
+        self._finish(job, state, effects, reason=why, value=attempt.value, error=error)
 
     def _finish(
         self,
@@ -346,17 +343,14 @@ class Lives:
             self._make_ready(child)
 
     def _skip(self, job: Job, parent: Job, effects: Effects) -> None:
-        cause = parent.cause()
-        root_id, root_label = job.skipped_for = parent.skipped_for or (parent.task_id, parent.label)
+        root = parent.skipped_for or (parent.task_id, parent.label, parent.error or parent.reason)
+        root_id, root_label, root_text = job.skipped_for = root
         told = f"its dependency {parent.label} ended {parent.state}"
         if root_id != parent.task_id:
             told += f" because of {root_label}"
-        error = TaskSkippedError(
-            f"task {job.label} was skipped: {told} ({short(cause) or parent.error or parent.reason}); retry {root_id}",
-            cause,
-        )
+        error = TaskSkippedError(f"task {job.label} was skipped: {told} ({root_text}); retry {root_id}", parent.cause())
         parent.skipped += (job.task_id,)
-        job.error = short(error)
+        job.error = text_of_own(error).line()
         self._close_job(job, TaskState.SKIPPED, told, None, error, effects)
 
     def _close_job(
@@ -570,27 +564,3 @@ def _covers(retry: Retry, error: BaseException | None) -> bool:
 
 def _nothing() -> None:
     pass
-
-
-def short(error: BaseException | None, reason: str = "") -> str:
-    """An error's type and text; ``reason`` stands in for a text that is not there."""
-    if error is None:
-        return ""
-    try:
-        text = str(error)
-    except BaseException:  # noqa: BLE001  user code: an error that cannot be shown is still named
-        text = "(its text could not be made)"
-    return ": ".join(filter(None, (type(error).__name__, text or reason)))
-
-
-def describe(job: Job, error: BaseException | None, reason: str = "") -> None:
-    """Write an error into a task's record."""
-    job.error = short(error, reason)
-    if error is None:
-        job.traceback = ""
-        return
-    try:
-        told = "".join(traceback.format_exception(error))
-    except BaseException:  # noqa: BLE001  as above
-        told = job.error
-    job.traceback = told[-TRACEBACK_KEPT:]

@@ -37,6 +37,7 @@ from wiseflow_nb.tasks._machine import FIRST_TERMINAL, RUNNING
 from wiseflow_nb.tasks._options import TaskOptions, kind_of
 from wiseflow_nb.tasks._runner import Runner
 from wiseflow_nb.tasks._slots import Ticket
+from wiseflow_nb.tasks._texts import text_of_error
 from wiseflow_nb.tasks._timer import TimerHandle
 from wiseflow_nb.tasks.task import Task
 
@@ -367,6 +368,7 @@ class Scheduler(Entering):
         perform(effects)
 
     def _ticket_lost(self, ticket: Ticket, error: BaseException, effects: Effects) -> None:
+        told = text_of_error(error)
         with self.lock:
             if not ticket.open:
                 return
@@ -375,7 +377,7 @@ class Scheduler(Entering):
             job = self.slots.take_call(now, called=True)
             if job is not None:
                 attempt = self._begin(job, now, self._time())
-                attempt.error, attempt.ended = error, True
+                attempt.error, attempt.told, attempt.ended = error, told, True
                 self._conclude(attempt, TaskState.FAILED, [], effects)
             self._dispatch(effects)
 

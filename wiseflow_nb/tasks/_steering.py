@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from wiseflow_nb.errors import TaskAbandonedError, TaskCancelledError, TaskTimeoutError
 from wiseflow_nb.records import TaskState
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
-from wiseflow_nb.tasks._lives import Lives, describe, perform, short
+from wiseflow_nb.tasks._lives import Lives, perform
 from wiseflow_nb.tasks._loop import TaskLoop
 from wiseflow_nb.tasks._machine import CANCELLING, FIRST_TERMINAL, Stop
+from wiseflow_nb.tasks._texts import text_of_own
 
 if TYPE_CHECKING:
     from wiseflow_nb.tasks._runner import Runner
@@ -58,7 +59,8 @@ class Steering(Lives):
             elif not job.state.terminal:
                 self.slots.discard(job)
                 error = TaskTimeoutError(f"task {job.label} was not done by its deadline of {job.options.deadline:g} s")
-                describe(job, error)
+                told = text_of_own(error)
+                job.error, job.traceback = told.line(), told.traceback
                 self._finish(job, TaskState.TIMED_OUT, effects, reason="deadline passed", error=error)
                 self._dispatch(effects)
         perform(effects)
@@ -127,5 +129,5 @@ class Steering(Lives):
         error = TaskAbandonedError(
             f"task {job.label} was still running when its manager closed; let it check_cancelled()"
         )
-        job.error = short(error)
+        job.error = text_of_own(error).line()
         self._finish(job, TaskState.ABANDONED, effects, reason="shutdown", error=error)
