@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: Exit codes: the thing asked for could not be done; the question itself was wrong.
 FAILED, MISUSED = 1, 2
 LATEST = "latest"
+#: So many ids are named where several tasks may be meant.
+MOST_IDS = 20
 _WORDS = ("history", "tasks", "alerts", "cells", "events", "commands")
 _WHICH = "a session's id, the start of one, or `latest`"
 _PAINT = {
@@ -112,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
 
     tasks = command("tasks", _tasks, "list the tasks of a session", reads=True)
     tasks.add_argument("session", nargs="?", help=f"{_WHICH} (default: the newest live one)")
+    tasks.add_argument(
+        "--all", action="store_true", help="of thousands too (default: those not ended and those that changed last)"
+    )
 
     cancel = command("cancel", _cancel, "cancel a task of a live session")
     cancel.add_argument("task", help="a task's id or name")
@@ -173,6 +178,17 @@ def _print_json(value: Any) -> None:
     print(json.dumps(valid(value), indent=2, allow_nan=False))
 
 
+def _print_json_list(values: Iterable[Any]) -> None:
+    """As ``_print_json`` of a list, one value at a time: of a million, all at once are gigabytes."""
+    from wiseflow_nb.records import valid
+
+    begin = "["
+    for value in values:
+        print(begin, json.dumps([valid(value)], indent=2, allow_nan=False)[2:-2], sep="\n", end="")
+        begin = ","
+    print("[]" if begin == "[" else "\n]")
+
+
 # Which session is meant.
 
 
@@ -181,7 +197,10 @@ def _found(settings: Settings) -> list[SessionInfo]:
 
     found = sessions(settings)
     if not found:
-        raise SessionNotFoundError("no session is recorded; %load_ext wiseflow_nb in a notebook starts one")
+        from wiseflow_nb.store.finding import newer_text
+
+        remedy = newer_text(settings.state_dir) or "%load_ext wiseflow_nb in a notebook starts one"
+        raise SessionNotFoundError(f"no session is recorded; {remedy}")
     return found
 
 
@@ -251,13 +270,17 @@ def _status(arguments: argparse.Namespace) -> int:
 def _sessions(arguments: argparse.Namespace) -> int:
     from wiseflow_nb.records import to_json_dict
     from wiseflow_nb.session import sessions
+    from wiseflow_nb.store.finding import newer_text
     from wiseflow_nb.text import sessions_text
 
-    found = sessions(_settings(arguments))
+    settings = _settings(arguments)
+    found, newer = sessions(settings), newer_text(settings.state_dir)
     if arguments.json:
         _print_json([to_json_dict(info) for info in found])
     else:
         print(sessions_text(found, _width(), _paint))
+    if newer:
+        print(_flat(newer), file=sys.stderr if arguments.json else sys.stdout)
     return 0
 
 
@@ -267,31 +290,38 @@ def _tasks(arguments: argparse.Namespace) -> int:
 
     view = _open(arguments.session, _settings(arguments))
     try:
-        found = sorted(view.task_records(), key=lambda record: record.created_seconds)
+        shot = None if arguments.all else view.snapshot()
+        records = view.task_records() if shot is None else shot.tasks
     finally:
         view.close()
+    found = sorted(records, key=lambda record: record.created_seconds)
     if arguments.json:
-        _print_json([to_json_dict(record) for record in found])
+        _print_json_list(to_json_dict(record) for record in found)
     else:
         print(tasks_text(found, _width(), _paint))
+    if shot is not None and shot.older_rev:
+        total = sum(shot.task_counts.values())
+        print(
+            f"wiseflow: {len(found)} of {total} tasks, those that have not ended and those that changed last; "
+            "--all lists all",
+            file=sys.stderr,
+        )
     return 0
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
+    from wiseflow_nb.records import valid_text
+
     view = _open(arguments.session, _settings(arguments))
     try:
-        by_id = view.task(arguments.task)
-        named = [
-            record
-            for record in ([by_id] if by_id is not None else reversed(view.task_records()))
-            if arguments.task == record.task_id or (arguments.task == record.name and not record.state.terminal)
-        ]
-        if not named:
+        task = valid_text(arguments.task)
+        meant = [task] if view.task(task) is not None else view.unfinished_named(task)
+        if not meant:
             raise UsageError(f"no task {arguments.task!r} to cancel; `wiseflow tasks` lists them")
-        if len(named) > 1:
-            ids = ", ".join(record.task_id for record in named)
-            raise UsageError(f"{len(named)} tasks are named {arguments.task!r}: give one of the ids {ids}")
-        result = view.cancel(named[0].task_id)
+        if len(meant) > 1:
+            shown = ", ".join(meant[:MOST_IDS]) + (", ..." if len(meant) > MOST_IDS else "")
+            raise UsageError(f"{len(meant)} tasks are named {arguments.task!r}: give one of the ids {shown}")
+        result = view.cancel(meant[0])
     finally:
         view.close()
     if not result.ok:

@@ -145,7 +145,7 @@ class Session:
             clock=clock,
         )
         # Only now is there a recorder to tell.
-        self.monitor.on_rules_change = self._rules_changed
+        self.monitor.on_rules_change = lambda: self._recorder.soon(self._tell_rules)
         self._governor = Governor(
             monitor=self.monitor,
             pool=self.pool,
@@ -527,7 +527,7 @@ class Session:
     def _put(self, table: str, record: Any) -> None:
         self._recorder.put(table, record)
 
-    def _rules_changed(self) -> None:
+    def _tell_rules(self) -> None:
         with self._lock:
             self._revision += 1
             self._recorder.configure(self._recorder_settings())

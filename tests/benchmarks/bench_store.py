@@ -330,6 +330,8 @@ def _queries(bench: Bench, directory: Path) -> None:
         "the first snapshot": view.snapshot,
         "a snapshot with 200 changed tasks": lambda: view.snapshot(TASKS - 200),
         "a snapshot with 1,000 changed tasks": lambda: view.snapshot(TASKS - 1000),
+        "a snapshot with 1,001 changed tasks": lambda: view.snapshot(TASKS - 1001),
+        "a snapshot with 900,000 changed tasks": lambda: view.snapshot(TASKS // 10),
         "a page of 1,000 older tasks": lambda: view.task_records(until_rev=TASKS // 2, limit=1000),
         "one task": lambda: view.task("t0500000"),
         "counts of the tasks": store.task_counts,

@@ -177,6 +177,53 @@ def test_what_is_excluded_goes_with_its_children(tree: Tree, probes: Callable[..
     assert read(whole).process_count == read(part).process_count + 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody takes over the time of those that ended")
+@pytest.mark.parametrize("portable", PATHS)
+@pytest.mark.parametrize("waited", [True, False], ids=["waited for", "not waited for"])
+def test_what_is_excluded_leaves_no_time_behind(
+    probes: Callable[..., Probe], portable: bool, waited: bool, tmp_path: Path
+) -> None:
+    spend = "import time\nwhile time.process_time() < {}: pass\nprint(flush=True); input()"
+    script = f"""
+import signal, subprocess, sys
+if {not waited}:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+children = [
+    subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    for text in ({spend.format(0.6)!r}, {spend.format(0.3)!r})
+]
+for child in children:
+    child.stdout.readline()
+print(*(child.pid for child in children), flush=True)
+for child in children:
+    input()
+    child.communicate(b"\\n")
+    print("ended", flush=True)
+input()
+"""
+    top = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert top.stdin is not None
+    assert top.stdout is not None
+    try:
+        excluded, _ = map(int, top.stdout.readline().split())
+        # On a loaded machine a look at every process can be dear, and is taken less often then.
+        probe = probes(top.pid, portable=portable, exclude_pids=frozenset({excluded}), timer=lambda: 0.0)
+        found = [read(probe).process_cpu_seconds_total for _ in range(3)]
+        for _ in range(2):
+            top.stdin.write("\n")
+            top.stdin.flush()
+            assert top.stdout.readline() == "ended\n"
+            found += [read(probe).process_cpu_seconds_total for _ in range(3)]
+    finally:
+        top.communicate("\n")
+    before, without, after = found[2], found[3:6], found[6:]
+    # The end of the excluded one takes no half second along; less than none is never told.
+    assert all(before <= value < before + 0.2 for value in without)
+    # The other's own is kept, if its parent took it over.
+    assert all((value >= before) == waited for value in after)
+    assert probe.take_events() == []
+
+
 @pytest.mark.parametrize("portable", PATHS)
 def test_the_end_is_told_once_and_nothing_of_the_rest_is_lost(
     tree: Tree, probes: Callable[..., Probe], portable: bool

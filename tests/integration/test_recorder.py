@@ -618,3 +618,41 @@ def test_whatever_a_task_tells_is_recorded_and_the_recorder_lives(value: object)
     assert frame.progress_text[task.id] == texts[type(value).__name__]
     assert set(frame.state) == {"completed", "cancelled"}
     view.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody takes over the time of those that ended")
+def test_the_time_of_a_recorder_that_was_replaced_is_not_the_kernels() -> None:
+    # In a kernel without other children.
+    script = """
+import os, signal, time
+from wiseflow_nb.session import Session
+
+def own():
+    told = os.times()
+    return told.user + told.system + told.children_user + told.children_system
+
+def sample_after(session, moment):
+    while (found := session.monitor.latest()) is None or found.time_seconds < moment:
+        time.sleep(0.02)
+    return found
+
+with Session(title="replaced", resource_check_interval=0.05) as session:
+    left = 0.0
+    for _ in range(2):
+        sample_after(session, time.time() + 0.5)
+        first = session.recorder.pid
+        os.kill(first, signal.SIGSTOP)
+        time.sleep(0.2)
+        left += session.monitor.latest().recorder_cpu_seconds_total
+        os.kill(first, signal.SIGKILL)
+        while session.recorder.pid == first:
+            time.sleep(0.02)
+    low = own()
+    found = sample_after(session, time.time())
+    print(left, low - left, found.process_cpu_seconds_total, own() - left)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    left, low, told, high = map(float, found.stdout.split())
+    assert left > 0.1
+    # What each used after its last sample is not known.
+    assert low - 0.05 <= told <= high + 0.05

@@ -12,6 +12,8 @@ import pytest
 
 from wiseflow_nb.config import load_settings
 from wiseflow_nb.errors import UsageError
+from wiseflow_nb.recorder.client import RecorderClient
+from wiseflow_nb.recorder.protocol import RecorderSettings
 from wiseflow_nb.records import AlertTransition
 from wiseflow_nb.session import Session, open_session
 from wiseflow_nb.view import StoreView
@@ -154,3 +156,24 @@ def test_the_rules_outlive_a_recorder_that_is_replaced() -> None:
     frame = view.alert_history()
     assert list(frame[frame.rule == "mine"].kind) == ["fired", "resolved", "fired", "resolved"]
     view.close()
+
+
+def test_the_recorder_is_told_once_of_many_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    real = RecorderClient.configure
+
+    def counted(self: RecorderClient, settings: RecorderSettings) -> None:
+        told.append(len(settings.plan.rules))
+        real(self, settings)
+
+    monkeypatch.setattr(RecorderClient, "configure", counted)
+    session = Session()
+    for number in range(100):
+        session.monitor.add_rule(f"rule {number}", "process_open_fds", warning=1e9)
+    assert told == []
+    with session:
+        assert told == [100]
+        session.monitor.add_rule("one more", "process_open_fds", warning=1e9)
+        # What is asked for later finds it told.
+        assert session.recorder.sync()
+        assert told == [100, 101]

@@ -105,31 +105,76 @@ def test_the_peak_is_the_worst_value_that_was_told(rule: AlertRule, steps: list[
             assert item.peak <= item.value if rule.below else item.peak >= item.value
 
 
+def sampled(
+    rule: AlertRule, ends: list[tuple[float, float]], interval: float, phase: float = 0.0
+) -> list[AlertTransition]:
+    """Transitions of a signal of (value, until when), looked at once an interval from a phase on, as the loop does."""
+    engine, found, at = AlertEngine([rule]), [], phase
+    length = ends[-1][1]
+    while at < length:
+        value = next(level for level, until in ends if at < until)
+        found += engine.observe(Sample(at, at, interval, cpu_utilization_ratio=value))
+        at += interval
+    return found + engine.finish(length)
+
+
+INTERVALS = [0.25, 0.5, 1.0, 2.0, 5.0, 10.0]
+
+
 @given(
     st.sampled_from([RULE, BELOW]),
     st.lists(st.tuples(LEVELS, st.integers(1, 4)), min_size=1, max_size=20),
-    st.sampled_from([0.25, 0.5, 1.0, 2.0]),
-    st.sampled_from([0.25, 0.5, 1.0, 2.0]),
+    st.sampled_from(INTERVALS),
+    st.sampled_from(INTERVALS),
 )
-@settings(max_examples=200)
+@settings(max_examples=300)
 def test_the_same_signal_gives_the_same_alerts_at_any_interval(
     rule: AlertRule, pieces: list[tuple[float, int]], one: float, other: float
 ) -> None:
-    # Each piece lasts longer than for and keep with both intervals on top: no sampling can miss it.
-    lengths = [length * (rule.keep_seconds + 4.0) for _, length in pieces]
+    """Of a signal whose every level lasts longer than ``keep_seconds`` (and ``for_seconds``) and two intervals.
+
+    So that no sampling can miss it. Nothing of the kind holds of what is shorter: at 10 s between samples
+    a level of 12 s may be seen once, or twice.
+    """
+    longer = max(one, other)
+    lengths = [length * (max(rule.keep_seconds, rule.for_seconds) + 2 * longer) for _, length in pieces]
     ends = list(zip([value for value, _ in pieces], itertools.accumulate(lengths), strict=True))
-
-    def told(interval: float) -> list[AlertTransition]:
-        engine, found = AlertEngine([rule]), []
-        length = sum(lengths)
-        for number in range(int(length / interval)):
-            at = number * interval
-            value = next(level for level, until in ends if at < until)
-            found += engine.observe(Sample(at, at, interval, cpu_utilization_ratio=value))
-        return found + engine.finish(length)
-
-    first, second = told(one), told(other)
+    first, second = sampled(rule, ends, one), sampled(rule, ends, other)
     assert [(item.kind, item.severity) for item in first] == [(item.kind, item.severity) for item in second]
     for mine, theirs in zip(first, second, strict=True):
         # A change is seen one interval late at most, and its time is up one interval late at most.
-        assert abs(mine.time_seconds - theirs.time_seconds) <= 2 * max(one, other)
+        assert abs(mine.time_seconds - theirs.time_seconds) <= 2 * longer
+
+
+@given(
+    st.sampled_from([RULE, BELOW, replace(RULE, for_seconds=0, keep_seconds=0), replace(RULE, for_seconds=12)]),
+    st.sampled_from(INTERVALS),
+    st.floats(0, 1, exclude_max=True),
+    st.floats(0.01, 60),
+)
+@settings(max_examples=400)
+def test_what_lasts_long_enough_fires_once_at_any_interval_and_what_is_too_short_never(
+    rule: AlertRule, interval: float, phase: float, lasts: float
+) -> None:
+    """One time over the level: what holds from 0.25 s to 10 s between samples, wherever the samples fall.
+
+    Longer than ``for_seconds`` and two intervals: it fires exactly once, less than that after it began, and is
+    resolved less than ``keep_seconds`` and two intervals after it ended. Shorter than ``for_seconds``: never.
+    What lies between fires once or never.
+    """
+    quiet, over = (0.68, 0.2) if rule.below else (0.2, 0.75)
+    began = 100.0
+    ended = began + lasts
+    length = ended + rule.keep_seconds + 3 * interval
+    found = sampled(rule, [(quiet, began), (over, ended), (quiet, length)], interval, phase * interval)
+    kinds = [item.kind for item in found]
+    assert kinds in ([], ["fired", "resolved"])
+    rounding = 1e-9
+    if lasts >= rule.for_seconds + 2 * interval + rounding:
+        assert kinds
+    if lasts < rule.for_seconds - rounding:
+        assert not kinds
+    if kinds:
+        fired, resolved = (item.time_seconds for item in found)
+        assert -rounding <= fired - began - rule.for_seconds <= 2 * interval + rounding
+        assert -rounding <= resolved - ended - rule.keep_seconds <= 2 * interval + rounding

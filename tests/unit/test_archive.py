@@ -78,7 +78,7 @@ def make(tmp_path: Path):
         if end:
             writer.close_tiers()
         writer.commit()
-        while forget and writer.forget_samples(samples[-1].time_seconds, forget):
+        while forget and writer.forget_samples(samples[-1].monotonic_seconds, forget):
             pass
         writer.close()
         readers.append(StoreReader(directory))

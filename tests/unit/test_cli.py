@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -39,6 +40,7 @@ from wiseflow_nb.records import (
 from wiseflow_nb.report import Facts, Report
 from wiseflow_nb.store.paths import DATABASE_NAME
 from wiseflow_nb.store.writer import StoreWriter
+from wiseflow_nb.view import default_view
 
 COMMANDS = ("dashboard", "status", "sessions", "tasks", "cancel", "report", "config", "export", "doctor")
 LIVE = SessionInfo("20260101-000000-abcdef", SessionState.LIVE, "etl", "here", 7, 1_700_000_000.0)
@@ -68,6 +70,9 @@ class FakeView:
 
     def task(self, task_id: str) -> TaskRecord | None:
         return next((record for record in self.tasks if record.task_id == task_id), None)
+
+    def unfinished_named(self, name: str) -> list[str]:
+        return [record.task_id for record in self.tasks if record.name == name and not record.state.terminal]
 
     def cancel(self, task_id: str) -> CommandResult:
         self.cancelled.append(task_id)
@@ -151,6 +156,55 @@ def test_sessions_and_tasks(view: FakeView, capsys: pytest.CaptureFixture[str]) 
     assert view.closed == 2
 
 
+def test_of_very_many_tasks_a_picture_is_shown_and_the_rest_is_told_of(
+    view: FakeView, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shot = view.snapshot()
+    view.snapshot = (
+        lambda since_rev=0: replace(  # type: ignore[method-assign]
+            shot, tasks=shot.tasks[1:], older_rev=1, task_counts={"completed": 1, "running": 2, "pending": 1}
+        )
+    )
+    for more in ([], ["--json"]):
+        assert cli.main(["tasks", *more]) == 0
+        told = capsys.readouterr()
+        assert "t1" not in told.out
+        assert "3 of 4 tasks, " in told.err
+        assert "--all lists all" in told.err
+        assert cli.main(["tasks", "--all", *more]) == 0
+        told = capsys.readouterr()
+        assert ("t1" in told.out, told.err) == (True, "")
+    assert [task["task_id"] for task in json.loads(told.out)] == ["t1", "t2", "t3", "t4"]
+    assert told.out == json.dumps(json.loads(told.out), indent=2) + "\n"
+    view.tasks.clear()
+    assert cli.main(["tasks", "--all", "--json"]) == 0
+    assert capsys.readouterr().out == "[]\n"
+
+
+def test_what_a_newer_version_wrote_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "sessions"
+    for number in range(2):
+        directory = root / f"20260101-00000{number}-abcdef"
+        directory.mkdir(parents=True, mode=0o700)
+        StoreWriter(directory / DATABASE_NAME).close()
+        with contextlib.closing(sqlite3.connect(directory / DATABASE_NAME)) as db:
+            db.execute("PRAGMA user_version = 99")
+    (root / "20260101-000009-abcdef").mkdir()
+    where = ["--state-dir", str(tmp_path)]
+    assert cli.main(["sessions", *where]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("no sessions\n")
+    assert f"a newer version of wiseflow_nb wrote them: 2 in {root}; upgrade" in out
+    assert cli.main(["sessions", "--json", *where]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == []
+    assert f"2 in {root}" in told.err
+    assert cli.main(["tasks", *where]) == 2
+    assert f"2 in {root}" in capsys.readouterr().err
+    with pytest.raises(SessionNotFoundError, match="2 in "):
+        default_view(load_settings({"state_dir": str(tmp_path)}))
+
+
 def test_status_shows_live_sessions(view: FakeView, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status"]) == 0
     out = capsys.readouterr().out
@@ -170,6 +224,10 @@ def test_cancel_by_name_takes_the_one_that_is_not_over(view: FakeView, capsys: p
     assert view.cancelled == ["t2"]
     assert cli.main(["cancel", "fit"]) == 2
     assert "t3, t4" in capsys.readouterr().err
+    view.tasks += [TaskRecord(f"t{number}", "many", TaskState.PENDING) for number in range(10, 1000)]
+    assert cli.main(["cancel", "many"]) == 2
+    assert re.search(r"990 tasks are named 'many': give one of the ids t10, .*, t29, \.\.\.$", capsys.readouterr().err)
+    assert cli.main(["cancel", "caf\udce9"]) == 2
     assert cli.main(["cancel", "nobody"]) == 2
     view.answer = CommandResult(False, "task t3 has ended")
     assert cli.main(["cancel", "t3"]) == 1

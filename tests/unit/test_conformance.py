@@ -26,9 +26,11 @@ from wiseflow_nb.records import (
     valid_text,
 )
 from wiseflow_nb.session import Session
+from wiseflow_nb.store.reader import StoreReader
 from wiseflow_nb.store.writer import MAX_TEXT
 from wiseflow_nb.tasks import TaskManager
 from wiseflow_nb.view import SessionView, StoreView, _picture, _views
+from wiseflow_nb.view._views import LocalTasks
 
 HOSTILE = {
     "sql": "'; DROP TABLE tasks; --",
@@ -177,6 +179,32 @@ def test_a_first_picture_is_small_and_the_same_and_pages_bring_the_rest(
     release.set()
     settle(session)
     assert told(local.snapshot()) == told(store.snapshot())
+
+
+@pytest.mark.parametrize(("most", "rev"), [(3, 0), (3, 5), (3, 17), (9, 1), (9, 10), (100, 0)])
+def test_what_changed_is_counted_alike_and_not_read_where_it_is_too_much(
+    session: Session, views: tuple[SessionView, SessionView], monkeypatch: pytest.MonkeyPatch, most: int, rev: int
+) -> None:
+    monkeypatch.setattr(_views, "CHANGES_A_TASK", 1)
+    for number in range(8):
+        session.tasks.options(name=f"n{number}").submit(int).result(timeout=30)
+    settle(session)
+    local = LocalTasks(session, lambda limit, until_rev: ())
+    store = StoreReader(session.directory)
+    changed = [task for task in session.task_records() if task.rev > rev]
+    for source in (local, store):
+        assert min(source.count_changed(rev, most), most + 1) == min(len(changed), most + 1)
+        assert list(source.changed_tasks(rev, most)) == changed[:most]
+    store.close()
+
+    def unread(*_: Any) -> Any:
+        raise AssertionError("read, though it is too much")
+
+    if rev and len(changed) > most:
+        monkeypatch.setattr(_picture, "CHANGED_TASKS", most)
+        monkeypatch.setattr(LocalTasks, "changed_tasks", unread)
+        monkeypatch.setattr(StoreReader, "changed_tasks", unread)
+        assert [view.snapshot(rev).reset for view in views] == [True, True]
 
 
 @pytest.mark.parametrize("frame", ["task_history", "cell_history", "alert_history", "events", "commands"])

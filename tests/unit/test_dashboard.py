@@ -399,6 +399,30 @@ def test_the_range_brings_a_new_history(page: Page) -> None:
     assert not page.take("plot", "history")
 
 
+def test_after_the_clock_was_set_back_the_charts_go_on(page: Page, view: FakeView, clock: FakeClock) -> None:
+    open_page(page)
+    before = clock.time()
+    taken = np.arange(before - 600.0, before)
+
+    def series(columns: Any, since_seconds: float, max_points: int) -> Any:
+        times = np.sort(np.concatenate((taken, np.arange(before - 300.0, clock.time() - 300.0))))
+        times = times[times >= since_seconds]
+        return times, {name: np.full(len(times), 0.5) for name in columns}
+
+    view.series = series  # type: ignore[method-assign]
+    clock._epoch -= 300.0
+    page.clear()
+    clock.advance(1.0)
+    page.core.tick()
+    # Once all, without what is later than now; then what comes, as ever.
+    assert [content["type"] for content in page.take("plot") if "n" in content] == ["history"]
+    page.clear()
+    for _ in range(5):
+        clock.advance(1.0)
+        page.core.tick()
+    assert [content["type"] for content in page.take("plot") if "n" in content] == ["append"] * 5
+
+
 def test_paused_drawing_sends_no_figures_and_resuming_sends_all(page: Page, clock: FakeClock) -> None:
     open_page(page)
     page.say("overview", type="drawing", on=False)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -80,6 +84,56 @@ def test_a_failed_export_leaves_neither_a_part_nor_a_changed_file(tmp_path: Path
         export_frame(Broken({"a": [1]}), path)
     assert path.read_text() == "before"
     assert [item.name for item in tmp_path.iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_exports_to_one_path_write_a_part_of_their_own_each(tmp_path: Path, suffix: str, fails: bool) -> None:
+    """Both parts are half written at the same time; the file is one of the two, whole."""
+    path, both, parts = tmp_path / f"out{suffix}", threading.Barrier(2, timeout=30), []
+
+    class Slow(pd.DataFrame):
+        @property
+        def _constructor(self) -> type:
+            return Slow
+
+        def _write(self, part: Path, write: Callable[[], None]) -> None:
+            part.write_text("half")
+            parts.append(part)
+            both.wait()
+            assert part.read_text() == "half"
+            if fails and self["a"].iloc[0] == 2:
+                raise OSError(28, "No space left on device")
+            write()
+            both.wait()
+
+        def to_csv(self, part: Path, **options: Any) -> None:
+            self._write(part, lambda: super(Slow, self).to_csv(part, **options))
+
+        def to_parquet(self, part: Path, **options: Any) -> None:
+            self._write(part, lambda: super(Slow, self).to_parquet(part, **options))
+
+    def export(value: int) -> str:
+        try:
+            export_frame(Slow({"a": [value] * 1000}), path)
+        except (OSError, threading.BrokenBarrierError) as error:
+            both.abort()
+            return type(error).__name__
+        return "written"
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(export, (1, 2)))
+    assert len(set(parts)) == 2
+    if fails:
+        # Who waits for the other in vain fails as well: neither leaves anything.
+        assert answers == ["BrokenBarrierError", "OSError"]
+        assert list(tmp_path.iterdir()) == []
+        return
+    assert answers == ["written", "written"]
+    assert list(tmp_path.iterdir()) == [path]
+    found = pd.read_csv(path) if suffix == ".csv" else pd.read_parquet(path)
+    assert len(found) == 1000
+    assert found["a"].nunique() == 1
 
 
 def test_a_wrong_name_and_a_missing_package_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

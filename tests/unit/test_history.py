@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import SAMPLE_COLUMNS
-from wiseflow_nb.resources._history import EARLIEST, LATEST, decimate, frame, moment, raw_history, series, span_of
+from wiseflow_nb.resources._buckets import coarsen, lift
+from wiseflow_nb.resources._history import (
+    EARLIEST,
+    LATEST,
+    bucket_series,
+    decimate,
+    frame,
+    moment,
+    raw_history,
+    series,
+    span_of,
+)
 
 AT = {name: index for index, name in enumerate(SAMPLE_COLUMNS)}
 
@@ -134,6 +145,32 @@ def test_after_a_clock_was_set_back_the_index_can_be_cut_and_rates_are_of_the_tr
     assert buckets.index.is_monotonic_increasing
     assert buckets.sample_count.sum() == 120
     assert (buckets.disk_read_bytes_per_second.dropna() == 100.0).all()
+
+
+@pytest.mark.parametrize("most", [1000, 20])
+def test_chart_data_never_goes_back_after_a_clock_was_set_back(most: int) -> None:
+    source = rows(120)
+    source[60:, 0] -= 30.5
+    source[90, AT["gap"]] = 1.0
+    times, values = series(source, ["disk_read_bytes_per_second", "cpu_utilization_ratio"], 0.0, most)
+    assert (np.diff(times) >= 0).all()
+    speed = values["disk_read_bytes_per_second"]
+    assert np.nanmin(speed) == np.nanmax(speed) == 100.0
+    if most == 1000:
+        assert len(times) == 121
+        assert np.isnan(speed).sum() == 3  # the first, the gap, and what ends it
+
+
+@pytest.mark.parametrize("most", [1000, 8])
+def test_chart_data_of_buckets_never_goes_back_after_a_clock_was_set_back(most: int) -> None:
+    source = rows(600)
+    source[300:, 0] -= 147.5
+    names = ("time_seconds", "monotonic_seconds", "gap", "cpu_utilization_ratio")
+    columns = [AT[name] for name in names]
+    buckets = coarsen(lift(source[:, columns], names), 10.0, names)
+    times, values = bucket_series(buckets, names, ["cpu_utilization_ratio"], 0.0, most)
+    assert (np.diff(times) >= 0).all()
+    assert len(times) == len(values["cpu_utilization_ratio"]) == min(2 * len(buckets), most)
 
 
 def test_a_counter_that_went_back_has_no_rate() -> None:

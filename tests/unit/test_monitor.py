@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import wiseflow_nb
-from wiseflow_nb.config import Settings
+from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.records import AlertState, AlertTransition, EventRecord, Limits, Sample, Severity
-from wiseflow_nb.resources import ResourceMonitor
+from wiseflow_nb.resources import ResourceMonitor, _disk
 from wiseflow_nb.resources._ring import RingReader, RingWriter
 from wiseflow_nb.testing import FakeClock, ScriptedProbe
 
@@ -739,3 +739,25 @@ def test_a_name_forges_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> N
         assert len(record.message) <= 1000
     assert len(caplog.records) == 2
     assert monitor.transitions()[0].message == forged
+
+
+def test_alone_a_file_system_that_hangs_is_told_and_sampling_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, told = threading.Event(), threading.Event()
+
+    def space(path: str, portable: bool) -> tuple[float, float, float]:
+        answers.wait(60)
+        return 1.0, 1.0, 0.0
+
+    monkeypatch.setattr(_disk, "space", space)
+    monkeypatch.setattr("wiseflow_nb.resources.monitor.PATIENCE_SECONDS", 0.05)
+    events: list[EventRecord] = []
+    monitor = ResourceMonitor(load_settings({"resource_check_interval": 0.05, "disk_path": "/far"}))
+    monitor.bus.subscribe(lambda event: (events.append(event), told.set()))
+    with monitor:
+        assert told.wait(60)
+        sample = monitor.sample_now()
+        assert math.isnan(sample.filesystem_utilization_ratio)
+        assert sample.process_memory_rss_bytes > 0
+        answers.set()
+    assert events[0].kind == "probe_failed"
+    assert "disk space of /far" in events[0].message

@@ -287,6 +287,30 @@ def test_a_limit_that_moves_while_somebody_reads_in_between_makes_no_rate_of_two
 
 
 @linux
+@pytest.mark.parametrize(
+    ("environ", "cores", "least"), [({"CPU_LIMIT": "2"}, 2.0, 0.01), ({}, 1.5, 0.0)], ids=["of the tree", "of a group"]
+)
+def test_over_no_time_there_is_no_rate_and_the_next_goes_from_the_reading_before(
+    tmp_path: Path, environ: dict[str, str], cores: float, least: float
+) -> None:
+    def at(moment: float) -> dict[str, str]:
+        # One core, all the time; of a process in whole ticks.
+        return {**cpu(1.0 + moment, 100), f"proc/{PID}/stat": stat_line(PID, int(moment * 100))}
+
+    root = machine(tmp_path, **at(0.0))
+    if environ:
+        put(tmp_path, **{"sys/fs/cgroup/pod/cpu.max": "max 100000\n", "sys/fs/cgroup/pod/app/cpu.max": "max 100000\n"})
+    probe = Probe(PID, disk_path=root, root=root, environ=environ)
+    told = []
+    for moment in (1.0, 1.0, 1.0 + least / 2, 1.5, 1.5, 2.0):
+        put(tmp_path, **at(moment))
+        told.append(probe.read_now(time_seconds=moment, monotonic_seconds=moment).cpu_utilization_ratio)
+    one = 1.0 / cores
+    assert told == pytest.approx([math.nan, math.nan, math.nan, one, math.nan, one], nan_ok=True)
+    probe.close()
+
+
+@linux
 def test_a_dear_counter_is_read_seldom_and_its_ratio_and_its_alerts_go_on(tmp_path: Path) -> None:
     spent = [0.0]
     probe = probe_of(machine(tmp_path), timer=lambda: spent[0])

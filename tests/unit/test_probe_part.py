@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from wiseflow_nb.resources._part import (
     SHARE,
     Part,
 )
+from wiseflow_nb.resources._patience import Patience
 from wiseflow_nb.resources._probe import Probe
 
 
@@ -265,3 +267,59 @@ def test_a_probe_whose_disk_hangs_asks_it_seldom(monkeypatch: pytest.MonkeyPatch
     assert len(asked) <= 1 + RUNNING + 600 * SHARE / 2.0 + 1
     assert [event.kind for event in probe.take_events()] == ["probe_slowed"]
     probe.close()
+
+
+def test_a_file_system_that_hangs_costs_its_columns_one_event_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, asked = threading.Event(), []
+    answers.set()
+
+    def space(path: str, portable: bool) -> tuple[float, float, float]:
+        asked.append(path)
+        assert answers.wait(60)
+        return 1.0, 1.0, 0.0
+
+    def threads() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "wiseflow-disk"]
+
+    monkeypatch.setattr(_disk, "space", space)
+    probe = Probe(os.getpid(), "/far", patience=0.05, timer=lambda: 0.0)
+    assert [read(probe, float(at)) for at in range(3)] == [(1.0, 1.0, 0.0)] * 3
+    answers.clear()
+    before = len(asked)
+    for at in range(3, 300):
+        sample = probe.read(time_seconds=at, monotonic_seconds=at, interval_seconds=1.0, gap=False)
+        assert math.isnan(sample.filesystem_size_bytes)
+        assert sample.process_memory_rss_bytes > 0
+    assert len(asked) == before + 1
+    assert len(threads()) == 1
+    (event,) = probe.take_events()
+    assert (event.kind, event.message) == (
+        "probe_failed",
+        "disk space of /far cannot be read: no answer for 0.05 s: it hangs",
+    )
+    answers.set()
+    at = 300.0
+    while (found := read(probe, at)) != (1.0, 1.0, 0.0):
+        assert math.isnan(found[0])
+        at += 60.0
+    assert [event.kind for event in probe.take_events()] == ["probe_recovered"]
+    (thread,) = threads()
+    probe.close()
+    thread.join(60)
+    assert threads() == []
+    # What is closed can be read again.
+    assert read(probe, at + 1.0) == (1.0, 1.0, 0.0)
+    probe.close()
+
+
+def test_what_the_call_raises_is_raised_and_its_time_is_counted(tmp_path: Path) -> None:
+    asked = Patience("asked", lambda: os.stat(tmp_path / "nothing"), 60.0)
+    with pytest.raises(FileNotFoundError):
+        asked.ask()
+    with pytest.raises(FileNotFoundError):
+        asked.ask()
+    spent = Patience("spent", lambda: sum(range(300_000)), 60.0)
+    spent.ask()
+    assert spent.cpu_seconds > 0
+    asked.close()
+    spent.close()

@@ -14,7 +14,8 @@ _SAMPLE = """
 import json, os, sys, time
 {without}
 from wiseflow_nb.resources._probe import Probe
-probe = Probe(os.getpid(), root="/nowhere", environ={{}})
+# On a loaded machine a look at every process can be dear, which would be told.
+probe = Probe(os.getpid(), root="/nowhere", environ={{}}, timer=lambda: 0.0)
 for at in range(40):
     sample = probe.read(time_seconds=float(at), monotonic_seconds=float(at), interval_seconds=1.0, gap=False)
     time.sleep(0.005)
@@ -167,7 +168,8 @@ def walk(package):
             failed.append(f"{{found.name}}: {{type(error).__name__}}: {{error}}")
 walk(wiseflow_nb)
 from wiseflow_nb.resources._probe import Probe
-probe = Probe(os.getpid(), root="/nowhere", environ={{}})
+# On a loaded machine a look at every process can be dear, which would be told.
+probe = Probe(os.getpid(), root="/nowhere", environ={{}}, timer=lambda: 0.0)
 for at in range(3):
     sample = probe.read(time_seconds=float(at), monotonic_seconds=float(at), interval_seconds=1.0, gap=False)
 events = [event.message for event in probe.take_events()]

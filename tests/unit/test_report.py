@@ -30,7 +30,7 @@ from wiseflow_nb.records import (
     TaskState,
     to_json_dict,
 )
-from wiseflow_nb.report import Report
+from wiseflow_nb.report import Report, _gather
 from wiseflow_nb.report._gather import LAST_SAMPLES, MOST_SAMPLES, _samples
 from wiseflow_nb.report._svg import MOST_POINTS, Bar, Line, picture, thinned
 from wiseflow_nb.session import Session
@@ -323,6 +323,43 @@ def test_a_record_without_anything_reports(tmp_path: Path) -> None:
     assert report.cause.kind in ("vanished", "recorder")
     assert "there is no sample" in str(report)
     Page(report._repr_html_())
+
+
+def test_a_report_asks_for_what_it_shows_and_walks_over_no_table_of_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = written(tmp_path / "many")
+    writer = StoreWriter(directory / DATABASE_NAME)
+    ended, old = {"finished_seconds": END - 10.0}, {"finished_seconds": END - 86_400.0}
+    tasks = [
+        TaskRecord("stuck", "stuck", TaskState.RUNNING, rev=1),
+        *(TaskRecord(f"old{number}", "old", TaskState.COMPLETED, rev=10 + number, **old) for number in range(40)),
+        *(TaskRecord(f"ended{number}", "ended", TaskState.FAILED, rev=100 + number, **ended) for number in range(5)),
+        *(TaskRecord(f"later{number}", "later", TaskState.PENDING, rev=200 + number) for number in range(20)),
+    ]
+    writer.connection.execute("DELETE FROM tasks")
+    writer.apply([["task", to_json_dict(task)] for task in tasks])
+    writer.close()
+    view = StoreView(directory)
+    store, asked = view._store(), []
+    query = store.query
+    monkeypatch.setattr(store, "query", lambda text, values=(): (asked.append(text), query(text, values))[1])
+    monkeypatch.setattr(_gather, "MOST_TASKS", 30)
+    facts = view.report().facts
+    shown = [task.task_id for task in facts.tasks]
+    assert shown[0] == "stuck"
+    assert shown[1:21] == [f"later{number}" for number in reversed(range(20))]
+    assert shown[21:] == [f"ended{number}" for number in reversed(range(5))]
+    assert facts.tasks_in_flight == 21
+    assert facts.task_counts["completed"] == 40
+    plans = [str(query(f"EXPLAIN QUERY PLAN {text}", (None,) * text.count("?"))) for text in asked]
+    assert not [plan for plan in plans if re.search(r"SCAN tasks(?! USING INDEX tasks_by_rev)", plan)]
+    # Newer ones that have not begun are passed, but not for ever.
+    monkeypatch.setattr(_gather, "MOST_TASKS", 22)
+    assert [task.task_id for task in view.report().facts.tasks][21:] == ["ended4"]
+    monkeypatch.setattr(_gather, "MOST_LOOKED", 0)
+    assert len(view.report().facts.tasks) == 21
+    view.close()
 
 
 def test_many_samples_are_thinned_and_the_last_ones_kept() -> None:

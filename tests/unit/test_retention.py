@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import sqlite3
@@ -16,12 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wiseflow_nb.errors import StoreError
-from wiseflow_nb.recorder._retention import UNSURE_SECONDS, doomed, prune
+from wiseflow_nb.recorder._keeper import Keeper
+from wiseflow_nb.recorder._retention import BELIEVED_SECONDS, UNSURE_SECONDS, Pruner, SteadyTime, doomed, prune
+from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings
 from wiseflow_nb.records import (
     AlertState,
     AlertTransition,
     CellRecord,
     EventRecord,
+    Sample,
     SessionInfo,
     SessionState,
     Severity,
@@ -29,8 +33,9 @@ from wiseflow_nb.records import (
     TaskState,
     to_json_dict,
 )
-from wiseflow_nb.store.trim import TABLES, VACUUM_PAGES, Trimmer
+from wiseflow_nb.store.trim import CHUNK_ROWS, TABLES, VACUUM_PAGES, Trimmer
 from wiseflow_nb.store.writer import StoreWriter
+from wiseflow_nb.testing import FakeClock
 
 NOW = 1_000_000.0
 DAY = 86_400.0
@@ -146,10 +151,10 @@ def counts(writer: StoreWriter) -> dict[str, int]:
 
 
 def test_old_rows_go_in_small_steps_and_young_ones_stay(writer: StoreWriter) -> None:
-    fill(writer, 700, age=20 * DAY)
+    fill(writer, 1200, age=20 * DAY)
     waiting = TaskRecord("waiting", "n", TaskState.RUNNING, rev=5000)
     writer.apply([["task", to_json_dict(waiting)]])
-    fill(writer, 50, age=DAY, first=1000)
+    fill(writer, 50, age=DAY, first=2000)
     trimmer = Trimmer(14 * DAY, 10**12)
     before, steps = counts(writer), 0
     while trimmer.step(writer.connection, NOW):
@@ -213,6 +218,186 @@ def test_the_leases_of_who_watches_go_after_a_minute(writer: StoreWriter) -> Non
     writer.commit()
     Trimmer(14 * DAY, 10**12).step(writer.connection, NOW)
     assert writer.connection.execute("SELECT finished_seconds FROM commands").fetchall() == [(NOW - 10.0,)]
+
+
+def test_a_step_ends_when_its_time_is_up_and_each_table_has_its_turn(writer: StoreWriter) -> None:
+    fill(writer, 400, age=20 * DAY, text="x" * 2000)
+    # Each look at the clock finds that the time is up.
+    ticks = itertools.count()
+    trimmer, turns = Trimmer(14 * DAY, 10**12, lambda: float(next(ticks))), []
+    before, pages, gave_back = counts(writer), 0, 0
+    while trimmer.step(writer.connection, NOW):
+        after = counts(writer)
+        gone = {table: before[table] - after[table] for table in after if before[table] != after[table]}
+        assert sum(gone.values()) <= CHUNK_ROWS
+        turns += gone
+        (free,) = writer.connection.execute("PRAGMA freelist_count").fetchone()
+        gave_back += not gone and free < pages
+        before, pages = after, free
+    assert sorted(turns[:6]) == sorted(table for table, _ in TABLES)
+    assert set(counts(writer).values()) == {0}
+    assert gave_back
+    assert pages <= VACUUM_PAGES
+
+
+def test_free_pages_are_given_back_many_at_a_step(writer: StoreWriter) -> None:
+    fill(writer, 400, age=20 * DAY, text="x" * 5000)
+    trimmer = Trimmer(14 * DAY, 10**12, lambda: 0.0)
+    sizes = []
+    for _ in range(100):
+        again = trimmer.step(writer.connection, NOW)
+        sizes.append(writer.connection.execute("PRAGMA page_count").fetchone()[0])
+        if not again:
+            break
+    given = [before - after for before, after in itertools.pairwise(sizes)]
+    assert max(given) == VACUUM_PAGES
+    assert writer.connection.execute("PRAGMA freelist_count").fetchone()[0] <= VACUUM_PAGES
+
+
+class SetClock(FakeClock):
+    """A clock that can be set: what it shows moves, what it measures does not."""
+
+    set_by = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.set_by
+
+
+YEAR = 365 * DAY
+
+
+def test_a_clock_set_ahead_is_believed_after_a_day_and_one_set_back_at_once() -> None:
+    clock = SetClock(NOW)
+    steady = SteadyTime(clock)
+
+    def look() -> float:
+        return steady.look()[1] - super(SetClock, clock).time()
+
+    for _ in range(100):
+        clock.advance(60.0)
+        clock.set_by -= 0.001
+        assert look() == pytest.approx(clock.set_by, abs=1.0)
+    clock.set_by = YEAR
+    for _ in range(20):
+        clock.advance(3600.0)
+        assert look() == pytest.approx(-0.1)
+        assert steady.look()[0] == clock.time()
+    clock.set_by = 0.0
+    clock.advance(60.0)
+    assert look() == pytest.approx(-0.1)
+    clock.set_by = YEAR
+    look()
+    for hours in range(1, 30):
+        clock.advance(3600.0)
+        # The two clocks drift apart all the while.
+        clock.set_by -= 0.001
+        assert look() == pytest.approx(YEAR if 3600 * hours > BELIEVED_SECONDS else -0.1, abs=0.5)
+    clock.set_by = -YEAR
+    assert look() == -YEAR
+
+
+class Silent:
+    """A kernel that says nothing."""
+
+    def send(self, message: dict) -> None: ...
+
+
+@pytest.fixture
+def keeper(writer: StoreWriter, tmp_path: Path) -> Keeper:
+    config = RecorderConfig("20200101-000000-aaaaaa", str(tmp_path), 1, "", {}, RecorderSettings())
+    return Keeper(config, writer, Silent(), SetClock(NOW), lambda: True)  # type: ignore[arg-type]
+
+
+def trim_all(keeper: Keeper) -> None:
+    while keeper._trim():
+        pass
+    keeper._forget()
+    while keeper._more_to_forget:
+        keeper._forget()
+    keeper._writer.commit()
+
+
+def sample_all(writer: StoreWriter, clock: FakeClock, seconds: int) -> None:
+    for _ in range(seconds):
+        clock.advance(1.0)
+        writer.sample(Sample(time_seconds=clock.time(), monotonic_seconds=clock.monotonic()))
+    writer.write_blocks(partial=True)
+    writer.commit()
+
+
+def samples_of(writer: StoreWriter) -> dict[int, int]:
+    return dict(writer.connection.execute("SELECT tier, sum(count) FROM samples GROUP BY tier"))
+
+
+def test_one_wrong_reading_of_the_clock_deletes_nothing_of_a_live_session(keeper: Keeper, writer: StoreWriter) -> None:
+    clock = keeper._clock
+    assert isinstance(clock, SetClock)
+    fill(writer, 100, age=60.0)
+    sample_all(writer, clock, 3000)
+    before, sampled = counts(writer), samples_of(writer)
+    for set_by in (YEAR, 0.0, -YEAR, 0.0, YEAR, 50 * YEAR):
+        clock.set_by = set_by
+        clock.advance(60.0)
+        trim_all(keeper)
+        assert counts(writer) == before
+        assert samples_of(writer) == sampled
+    # A clock that stays so is right: it was wrong before.
+    clock.advance(BELIEVED_SECONDS + 60.0)
+    trim_all(keeper)
+    clock.advance(BELIEVED_SECONDS + 60.0)
+    trim_all(keeper)
+    assert set(counts(writer).values()) == {0}
+
+
+def test_samples_grow_old_by_the_clock_that_is_never_set(keeper: Keeper, writer: StoreWriter) -> None:
+    clock = keeper._clock
+    assert isinstance(clock, SetClock)
+    sample_all(writer, clock, 3600)
+    clock.set_by = -YEAR
+    sample_all(writer, clock, 3600)
+    clock.advance(1.0)
+    trim_all(keeper)
+    kept = samples_of(writer)
+    # Of the raw ones an hour; not one less for the clock that was set back.
+    assert 3540 <= kept[0] <= 3660
+    # The bucket in which it was set back is in two parts.
+    assert kept[1] in (7200 // 10, 7200 // 10 + 1)
+
+
+def test_what_a_clock_that_was_ahead_dated_does_not_stand_in_the_way(keeper: Keeper, writer: StoreWriter) -> None:
+    fill(writer, 120, age=20 * DAY)
+    fill(writer, 120, age=-YEAR, first=1000)
+    fill(writer, 120, age=19 * DAY, first=2000)
+    fill(writer, 30, age=-YEAR, first=3000)
+    fill(writer, 30, age=60.0, first=4000)
+    trim_all(keeper)
+    trim_all(keeper)
+    left = [row[0] for row in writer.connection.execute("SELECT task_id FROM tasks ORDER BY rowid")]
+    # Those after the last one that is too old may be young.
+    assert left == [f"t{number}" for number in (*range(3000, 3030), *range(4000, 4030))]
+    assert set(counts(writer).values()) == {60}
+
+
+def test_the_size_is_kept_also_where_the_clock_is_ahead(writer: StoreWriter) -> None:
+    for number in range(10):
+        fill(writer, 100, age=DAY, first=100 * number, text="x" * 2000)
+    (pages,) = writer.connection.execute("PRAGMA page_count").fetchone()
+    (page_size,) = writer.connection.execute("PRAGMA page_size").fetchone()
+    trimmer = Trimmer(14 * DAY, pages * page_size // 2)
+    while trimmer.step(writer.connection, NOW + YEAR, NOW):
+        pass
+    assert 100 < counts(writer)["tasks"] < 900
+
+
+def test_a_wrong_reading_of_the_clock_removes_no_session(tmp_path: Path) -> None:
+    clock = SetClock(NOW)
+    ended = make(tmp_path, "20200101-000000-aaaaaa", ended=NOW - DAY)
+    elsewhere = make(tmp_path, "20200101-000001-aaaaaa", ended=None, heartbeat=NOW)
+    pruner = Pruner(tmp_path, "own", 14 * DAY, 10**12, clock)
+    clock.set_by = YEAR
+    clock.wait = lambda event, timeout: (clock.advance(timeout), event.set())  # type: ignore[method-assign, assignment]
+    pruner._run()
+    assert sorted(tmp_path.iterdir()) == [ended, elsewhere]
 
 
 def test_a_failed_step_changes_nothing(writer: StoreWriter) -> None:

@@ -262,3 +262,22 @@ def test_narrow_numbers_of_numpy_are_compared_as_floats() -> None:
 def test_a_number_beyond_all_floats_is_refused() -> None:
     with pytest.raises(UsageError, match=r"warning=10000.* is not a finite number; give one"):
         checked(AlertRule("r", "cpu", "cpu_utilization_ratio", 10**400, 10**400))
+
+
+def test_rules_one_by_one_are_judged_as_all_at_once() -> None:
+    first = AlertRule("a", "a", "cpu_utilization_ratio", 0.7, 0.9, for_seconds=0)
+    rules = [first, AlertRule("b", "b", "disk_read_bytes_per_second", 5, 9, for_seconds=0, unit="bytes")]
+    one_by_one, at_once = AlertEngine([first]), AlertEngine([first])
+    assert [item.kind for item in one_by_one.observe(at(0, cpu_utilization_ratio=0.8))] == ["fired"]
+    at_once.observe(at(0, cpu_utilization_ratio=0.8))
+    # The same rule again changes nothing; other levels leave its alert open.
+    for rules_now in ([first], rules, [replace(first, warning=0.5), rules[1]]):
+        for rule in rules_now:
+            one_by_one.add_rule(rule, 0.0)
+        at_once.replace_rules(rules_now, 0.0)
+        assert one_by_one._rules == at_once._rules
+        assert one_by_one._status == at_once._status
+    samples = [at(second, cpu_utilization_ratio=0.6, disk_read_bytes_total=second * 10.0) for second in (1, 2, 3)]
+    told = [[item for sample in samples for item in engine.observe(sample)] for engine in (one_by_one, at_once)]
+    assert told[0] == told[1]
+    assert [item.rule for item in told[0]] == ["b"]

@@ -299,7 +299,7 @@ def test_a_day_of_sampling_with_dashboards_coming_and_going(tmp_path: Path) -> N
             view.close()
             drive(sampler, clock, 600.0 if visit else 900.0)
         writer.write_blocks(partial=True)
-        while writer.forget_samples(clock.time(), TIER_RETENTION_SECONDS):
+        while writer.forget_samples(clock.monotonic(), TIER_RETENTION_SECONDS):
             pass
         writer.commit()
         gc.collect()
@@ -345,3 +345,34 @@ def test_monitors_that_come_and_go_leave_no_thread_and_no_descriptor(tmp_path: P
     come_and_go(25)
     gc.collect()
     assert ({thread.name for thread in threading.enumerate()}, descriptors()) == before
+
+
+def test_many_rules_in_a_row_cost_one_plan() -> None:
+    clock = FakeClock()
+    heard = Heard(clock)
+    drive(heard.sampler, clock, 20.0)
+    taken: list[int] = []
+    for number in range(300):
+        heard.sampler.soon(lambda number=number: taken.append(number))
+    assert taken == []
+    # Before the sample that is due next, and on the sampling thread.
+    count = len(heard.samples)
+    heard.sampler.turn()
+    assert taken == [299]
+    assert len(heard.samples) == count
+    heard.sampler.turn()
+    assert taken == [299]
+
+
+def test_a_rule_that_is_added_alone_is_judged_from_the_next_sample_on() -> None:
+    clock = FakeClock()
+    heard = Heard(clock)
+    monitor = ResourceMonitor(Settings(), probe=heard.probe, clock=clock)
+    monitor._sampler = heard.sampler
+    drive(heard.sampler, clock, 20.0)
+    monitor.add_rule("any", "cpu_utilization_ratio", warning=0.05, for_seconds=0)
+    drive(heard.sampler, clock, 10.0)
+    assert [(item.rule, item.kind) for item in heard.alerts] == [("any", "fired")]
+    monitor.remove_rule("any")
+    heard.sampler.turn()
+    assert [(item.rule, item.kind) for item in heard.alerts[1:]] == [("any", "resolved")]

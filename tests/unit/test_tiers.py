@@ -289,7 +289,7 @@ def test_what_is_too_old_goes_step_by_step_and_no_raw_sample_before_its_bucket(t
         writer.sample(sample)
     writer.write_blocks(partial=True)
     writer.commit()
-    now = samples[-1].time_seconds
+    now = samples[-1].monotonic_seconds
 
     def raw() -> int:
         with contextlib.closing(sqlite3.connect(path)) as db:

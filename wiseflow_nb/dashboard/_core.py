@@ -41,6 +41,8 @@ SESSIONS_SECONDS = 5.0
 UNASKED_SECONDS = 3.0
 #: Re-read this much before the newest point, so that a rate has a sample to start from.
 OVERLAP_SECONDS = 30.0
+#: A sample so much later than now was taken before the clock was set back: it is drawn when its time comes.
+AHEAD_SECONDS = 2.0
 
 
 class Core:
@@ -312,13 +314,16 @@ class Core:
     def _push_plot(self, snapshot: Snapshot) -> None:
         end = self._end(snapshot)
         since = end - self._range
-        full = "plot" in self._full or self._appended > MAX_POINTS
+        # Where the clock was set back, what was drawn is later than now: what comes would not be after it.
+        full = "plot" in self._full or self._appended > MAX_POINTS or self._last_time > end + AHEAD_SECONDS
         marks = payload.mark_part(snapshot.alerts, snapshot.cells, since)
         live = snapshot.info.state is SessionState.LIVE
         self.plot.push({"bands": payload.band_part(snapshot), "marks": marks, "live": live})
         begin = since if full or math.isnan(self._last_time) else max(since, self._last_time - OVERLAP_SECONDS)
         times, columns = self._view.series(CHART_COLUMNS, begin, MAX_POINTS)
         block = as_block(times, columns)
+        if live:
+            block = block[:, block[0] <= end + AHEAD_SECONDS]
         if full:
             self._epoch += 1
             self._appended = 0

@@ -16,35 +16,24 @@ import contextlib
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
 from concurrent.futures.thread import BrokenThreadPool
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from wiseflow_nb.clock import Clock, SystemClock
-from wiseflow_nb.context import RemoteRun, _current
+from wiseflow_nb.context import _current
 from wiseflow_nb.errors import PoolClosedError, TaskCancelledError
+from wiseflow_nb.pool._ahead import Ahead, begun
+from wiseflow_nb.pool._book import Book, RemoteRow, Row, ended_record, measured_there, record
 from wiseflow_nb.pool._deques import DequeQueue
 from wiseflow_nb.pool._exit import join_at_exit
 from wiseflow_nb.pool._future import PoolFuture
 from wiseflow_nb.pool._gauge import CpuGauge
 from wiseflow_nb.pool._work import PoolRecord, PoolStats, logger, run_cleanups, told
-from wiseflow_nb.records import Priority
-
-#: Records of finished work that are kept; the oldest are dropped.
-RECORDS_KEPT = 10_000
 
 #: After so many yields to the holder of the lock, queue for it: it may be off the processor.
 YIELDS = 1_000
-
-#: What is kept of work that completed, the usual case: number, name, class, when it was submitted (epoch),
-#: queue, wall and CPU seconds.
-Row = tuple[int, str, Priority, float, float, float, float]
-#: The same of work whose code ran in another process: then how its CPU time was measured, its peak of
-#: memory in bytes, and how that was.
-RemoteRow = tuple[int, str, Priority, float, float, float, float, str, float, str]
 
 
 def take(lock: threading.RLock) -> None:
@@ -64,12 +53,27 @@ def take(lock: threading.RLock) -> None:
 class Worker:
     """One thread of a crew, and what it is at."""
 
-    __slots__ = ("bell", "chained", "dismissed", "fresh", "gauge", "started", "thread", "work")
+    __slots__ = (
+        "ahead",
+        "ahead_since",
+        "bell",
+        "chained",
+        "dismissed",
+        "fresh",
+        "gauge",
+        "started",
+        "thread",
+        "work",
+    )
 
     def __init__(self) -> None:
         self.thread: threading.Thread
         self.work: PoolFuture[Any] | None = None
         self.started = 0.0
+        #: What it has handed ahead; what of it has begun (its state tells) is what this worker runs next.
+        self.ahead: list[PoolFuture[Any]] = []
+        #: When the first of it began; 0 if it has not.
+        self.ahead_since = 0.0
         #: Whether it has not looked for work yet.
         self.fresh = True
         #: Made by its own thread.
@@ -83,7 +87,7 @@ class Worker:
 
 
 class Crew:
-    """The threads, their queue and the book of what they did."""
+    """The threads, their queue and their book."""
 
     def __init__(
         self,
@@ -102,6 +106,7 @@ class Crew:
         self._initializer, self._initargs = initializer, initargs
         self.lock = threading.RLock()
         self.queue: DequeQueue[PoolFuture[Any]] = DequeQueue()
+        self._ahead = Ahead(self.queue)
         self.min_workers = low
         self.max_workers = high
         self.target = high
@@ -119,9 +124,7 @@ class Crew:
         self._broken = ""
         self._owner: weakref.ref[Any] | None = None
         self._numbers = 0
-        self._submitted = self._completed = self._failed = self._cancelled = self._cleanup_failures = 0
-        self._queue_seconds = self._wall_seconds = self._cpu_seconds = 0.0
-        self._records: deque[Row | RemoteRow | PoolRecord] = deque(maxlen=RECORDS_KEPT)
+        self._book = Book()
 
     def owned_by(self, pool: Any) -> None:
         """Close when ``pool`` is collected."""
@@ -148,24 +151,25 @@ class Crew:
             work._submitted_seconds = self._epoch()
             work._queued_at = self.monotonic()
             self.queue.push(work)
-            self._submitted += 1
+            self._book.submitted += 1
+            if self._ahead.held:
+                self._ahead.take_back_all(below=work._priority)
             if self._idle or len(self._workers) < self._limit:
                 try:
                     self._summon()
                 except RuntimeError:  # not one thread is to be had
                     self.queue.discard(work)
-                    self._submitted -= 1
+                    self._book.submitted -= 1
                     raise
         finally:
             lock.release()
 
     def drop_queued(self, work: PoolFuture[Any]) -> bool:
         """Mark queued work cancelled, the lock being held; return whether it was queued."""
-        if not self.queue.discard(work):
+        if (self._ahead.held and not self._ahead.take_back(work)) or not self.queue.discard(work):
             return False
         work._state = CANCELLED_AND_NOTIFIED
-        self._cancelled += 1
-        self._records.append(_unstarted(work, "cancelled"))
+        self._book.never_ran(work)
         return True
 
     def _summon(self) -> None:
@@ -236,10 +240,16 @@ class Crew:
 
     def _claim(self, me: Worker) -> PoolFuture[Any] | None:
         # The lock is held.
+        if me.ahead:  # the first has begun, or was promised to
+            me.work = me.ahead.pop(0)
+            me.started, me.ahead_since = me.ahead_since or self.monotonic(), 0.0
+            return me.work
         if len(self._workers) > self._limit:
             return None
         now = self.monotonic()
         work = self.queue.pop(now)
+        while work is not None and self._ahead.held and not self._ahead.take_back(work):
+            work = self.queue.pop(now)
         if work is not None:
             work._state = RUNNING
             me.work, me.started = work, now
@@ -290,12 +300,12 @@ class Crew:
         with self.lock:
             self._starting -= 1
             self._broken = "the initializer of a worker raised an exception; mend it and make a new pool"
+            self._ahead.take_back_all()
             failed = self.queue.items()
             for work in failed:
                 self.queue.discard(work)
                 work._state = RUNNING
-                self._failed += 1
-                self._records.append(_unstarted(work, "failed", f"BrokenThreadPool: {self._broken}"))
+                self._book.never_ran(work, f"BrokenThreadPool: {self._broken}")
             self._leave()
             self._ring_all()
         for work in failed:
@@ -334,20 +344,19 @@ class Crew:
         else:
             wall = self.monotonic() - me.started
         figures = (work._number, work._name, work._priority, work._submitted_seconds, queued, wall, cpu)
-        row: Row | RemoteRow | PoolRecord = figures
+        row: Row | PoolRecord = figures
+        entry: Row | RemoteRow | PoolRecord
         if error is not None:
             failures = run_cleanups(work.task_context(), work._cleanup, work._name)
             state = "cancelled" if isinstance(error, TaskCancelledError) else "failed"
-            row = _row_record(figures, state, told(error), failures)
+            row = ended_record(figures, state, told(error), failures)
         work._cleanup = None
         context = work._context
         if context is not None and (remote := context.remote) is not None:
-            # Its code ran in another process: what that cost is what counts.
-            if isinstance(row, PoolRecord) or remote.cleanup_failures:
-                row = _as_measured_there(_record(row), remote)
-            else:
-                row = (*figures[:6], remote.cpu_seconds, remote.source, remote.memory_peak_bytes, remote.memory_source)
+            entry = measured_there(row, remote)
             cpu = remote.cpu_seconds if remote.cpu_seconds == remote.cpu_seconds else 0.0
+        else:
+            entry = row
         following = None
         lock = self.lock
         if not lock.acquire(False):
@@ -355,14 +364,7 @@ class Crew:
         try:
             # First the figures, then the result: who has the result finds the figures.
             me.work = None
-            self._records.append(row)
-            self._queue_seconds += queued
-            self._wall_seconds += wall
-            self._cpu_seconds += cpu
-            if error is None and type(row) is tuple:
-                self._completed += 1
-            else:
-                self._count_ended(row)
+            self._book.ended(entry, queued, wall, cpu)
             quiet = work._condition_made is None and not work._done_callbacks
             if quiet:
                 work._result, work._exception = value, error
@@ -385,16 +387,42 @@ class Crew:
         del work, value, error
         return None
 
-    def _count_ended(self, row: Row | RemoteRow | PoolRecord) -> None:
-        # The lock is held.
-        assert isinstance(row, PoolRecord)
-        self._cleanup_failures += row.cleanup_failures
-        if row.state == "completed":
-            self._completed += 1
-        elif row.state == "failed":
-            self._failed += 1
-        else:
-            self._cancelled += 1
+    # -- handing ahead ------------------------------------------------------------------------
+
+    def driver(self, work: PoolFuture[Any]) -> Worker | None:
+        """The worker that runs this work and is the caller's own."""
+        me = self._workers.get(threading.current_thread())
+        return me if me is not None and me.work is work else None
+
+    def reserve_ahead(self, me: Worker, most: int, fits: Callable[[PoolFuture[Any]], bool]) -> list[PoolFuture[Any]]:
+        """The work to hand ahead now, noted as handed; nothing if none fits, or others are free for it."""
+        lock = self.lock
+        if not lock.acquire(False):
+            take(lock)
+        try:
+            count = len(self._workers)
+            if self._idle or self._called is not None or self._starting or count > self._limit:
+                return []
+            # Each takes its share, or the last calls of many would be taken to and fro.
+            most = min(most, self._ahead.unheld // count)
+            return self._ahead.reserve(me, most, fits) if most else []
+        finally:
+            lock.release()
+
+    def give_up(self, me: Worker, works: list[PoolFuture[Any]]) -> None:
+        """Let go of work that was reserved and not handed ahead after all."""
+        with self.lock:
+            self._ahead.give_up(me, works)
+
+    def take_back(self, me: Worker) -> bool:
+        """Take back what ``me`` has handed ahead; return whether that has not begun."""
+        with self.lock:
+            return self._ahead.take_back_from(me)
+
+    def go_on(self, me: Worker, *, well: bool) -> bool:
+        """Tell what ``me`` has handed ahead that the work before has ended; return whether it has begun."""
+        with self.lock:
+            return bool(me.ahead) and self._ahead.go_on(me, self.monotonic(), well=well)
 
     # -- size ---------------------------------------------------------------------------------
 
@@ -409,6 +437,7 @@ class Crew:
             # Those who are too many and idle are to see it.
             for _ in range(len(self._workers) - self._limit):
                 self._ring_one()
+            self._ahead.take_back_all()
         for _ in range(min(self.queue.size, self._limit - before)):
             self._summon_more()
 
@@ -464,13 +493,16 @@ class Crew:
 
     @property
     def busy(self) -> int:
-        """How many threads run work."""
-        return sum(worker.work is not None for worker in self._workers.values())
+        """How much work runs."""
+        running = sum(worker.work is not None for worker in self._workers.values())
+        return running + begun(self._workers.values())
 
     def stop_running(self, work: PoolFuture[Any], reason: str) -> bool:
         """Ask running work to stop; return whether it was running."""
         with self.lock:
-            if all(worker.work is not work for worker in self._workers.values()):
+            if all(work is not worker.work and work not in worker.ahead for worker in self._workers.values()):
+                return False
+            if work._state != RUNNING and self._ahead.take_back(work):
                 return False
             return work.task_context().token.cancel(reason) or True
 
@@ -478,25 +510,18 @@ class Crew:
         """The totals at this moment."""
         with self.lock:
             contexts = [worker.work._context for worker in self._workers.values() if worker.work is not None]
-            return PoolStats(
-                submitted=self._submitted,
-                completed=self._completed,
-                failed=self._failed,
-                cancelled=self._cancelled,
+            return self._book.stats(
                 cancelling=sum(context is not None and context.cancelled for context in contexts),
-                queue_seconds=self._queue_seconds,
-                wall_seconds=self._wall_seconds,
-                cpu_seconds=self._cpu_seconds,
-                cleanup_failures=self._cleanup_failures,
-                queued=self.queue.size,
+                # One that has begun while the answer to the one before is under way waits for its worker.
+                queued=self.queue.size + begun(self._workers.values()),
                 running=len(contexts),
             )
 
     def records(self) -> list[PoolRecord]:
         """The newest records, oldest first."""
         with self.lock:
-            rows = list(self._records)
-        return [_record(row) for row in rows]
+            rows = self._book.rows()
+        return [record(row) for row in rows]
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -532,39 +557,7 @@ class Crew:
         """In a forked child: the threads stayed with the parent, and so did the work."""
         self.lock = threading.RLock()
         self.queue = DequeQueue()
+        self._ahead = Ahead(self.queue)
         self._workers, self._leaving, self._idle, self._blocked = {}, [], [], {}
         self._called, self._starting = None, 0
         self._limit = self.target
-
-
-def _unstarted(work: PoolFuture[Any], state: str, error: str = "") -> PoolRecord:
-    return PoolRecord(f"p{work._number}", work._name, work._priority, state, work._submitted_seconds, error=error)
-
-
-def _record(row: Row | RemoteRow | PoolRecord) -> PoolRecord:
-    if isinstance(row, PoolRecord):
-        return row
-    if len(row) == 7:
-        return _row_record(row)
-    *figures, cpu_source, peak, memory_source = row
-    record = _row_record(cast("Row", figures))
-    return replace(record, cpu_source=cpu_source, memory_peak_bytes=peak, memory_source=memory_source)
-
-
-def _row_record(row: Row, state: str = "completed", error: str = "", failures: int = 0) -> PoolRecord:
-    number, name, priority, submitted, queued, wall, cpu = row
-    started = submitted + queued
-    return PoolRecord(
-        f"p{number}", name, priority, state, submitted, started, queued, wall, cpu, "thread_time", error, failures
-    )
-
-
-def _as_measured_there(record: PoolRecord, remote: RemoteRun) -> PoolRecord:
-    return replace(
-        record,
-        cpu_seconds=remote.cpu_seconds,
-        cpu_source=remote.source,
-        cleanup_failures=record.cleanup_failures + len(remote.cleanup_failures),
-        memory_peak_bytes=remote.memory_peak_bytes,
-        memory_source=remote.memory_source,
-    )

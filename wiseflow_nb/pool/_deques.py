@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Container, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from wiseflow_nb.pool._queue import AGEING_CEILING, AGEING_SECONDS
@@ -104,6 +105,11 @@ class DequeQueue(Generic[ItemT]):
                 self.size -= 1
                 return item
         return None
+
+    def coming(self, passed: Container[ItemT]) -> Iterator[ItemT]:
+        """The items in the order of ``pop``, but for those passed over; none where several classes wait."""
+        lane = next((lane for lane in self._lanes if len(lane) == self._held), ())
+        return (item for item in lane if item._stamp == 0 and item not in passed)
 
     def items(self) -> list[ItemT]:
         """Every queued item, in no particular order."""

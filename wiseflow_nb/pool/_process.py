@@ -8,20 +8,28 @@ order and the records are those of the threads, and there is no second scheduler
 from __future__ import annotations
 
 import atexit
+import functools
 import select
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wiseflow_nb.context import RemoteRun, TaskContext, current_task
+from wiseflow_nb.context import RemoteRun, TaskContext, _current, current_task
 from wiseflow_nb.errors import TaskCancelledError, UsageError, WorkerLostError
+from wiseflow_nb.pool._future import PoolFuture
 from wiseflow_nb.pool._process_wire import call_culprit, dump_call
-from wiseflow_nb.pool._process_worker import END_SECONDS, Reply, WorkerProcess, load, strike_all
+from wiseflow_nb.pool._process_worker import AHEAD_CALLS, END_SECONDS, Reply, WorkerProcess, load, strike_all
+
+if TYPE_CHECKING:
+    from wiseflow_nb.pool._crew import Crew, Worker
 
 #: A worker process without work ends after this long, in seconds.
 IDLE_SECONDS = 60.0
 KINDS = ("thread", "process")
+#: What is packed ahead of its turn: values of these types, and texts and bytes up to this length.
+_PLAIN = frozenset({bool, int, float, complex, type(None)})
+_TEXT_BOUND = 1024
 
 
 def check_kind(kind: str) -> str:
@@ -98,7 +106,6 @@ class ProcessWorkers:
 
     def give_back(self, worker: WorkerProcess, *, reusable: bool) -> None:
         """Return a worker; one that is not to be used again is ended with all that it started."""
-        worker.rest()
         with self._lock:
             self._busy.discard(worker)
             keep = reusable and not self._closed
@@ -158,21 +165,34 @@ class ProcessCall:
     """A function that runs in a worker process while the calling thread waits for it.
 
     What it cost is left in the context of the task it was called in (``remote``).
+
+    While a call of a pool runs, the next one of the same function is handed ahead to the same worker,
+    if all are busy and such calls are short: so a worker need not wait for the kernel between two.
+    It stays queued, and whoever wants it (a thread that is free, a cancel) takes it back, until the
+    worker begins it.
     """
 
     def __init__(self, workers: ProcessWorkers, fn: Callable[..., Any]) -> None:
         self._workers, self._fn = workers, fn
         self.__qualname__ = getattr(fn, "__qualname__", type(fn).__name__)
+        #: The worker that was handed this call ahead of its turn, and the call as it was packed for it.
+        self.worker: WorkerProcess | None = None
+        self.sent = False
+        self._packed = b""
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        work = _current.get()
+        pooled = work if isinstance(work, PoolFuture) and work._fn is self else None
         context = current_task() or TaskContext("", self.__qualname__)
-        context.check_cancelled()
-        call = _pack(context.name, self._fn, args, kwargs)
+        if self.worker is None:
+            context.check_cancelled()
+        call = self._packed or _pack(context.name, self._fn, args, kwargs)
+        self._packed = b""
         del args, kwargs
         try:
-            worker, reply = self._run(context, call)
+            worker, reply = self._run(context, pooled, call)
             while not reply.begun:  # a worker that had died while it was idle: nothing has run yet
-                worker, reply = self._run(context, call)
+                worker, reply = self._run(context, pooled, call)
         finally:
             del call  # an error's traceback would keep it
         context.remote = RemoteRun(
@@ -186,15 +206,79 @@ class ProcessCall:
         )
         return _outcome(context, worker.pid, reply)
 
-    def _run(self, context: TaskContext, call: bytes) -> tuple[WorkerProcess, Reply]:
-        worker = self._workers.lend()
+    def _run(self, context: TaskContext, work: PoolFuture[Any] | None, call: bytes) -> tuple[WorkerProcess, Reply]:
+        worker, self.worker = self.worker, None
+        if worker is None:
+            worker = self._workers.lend()
+            worker.start(context.task_id, context.name, context.attempt, call)
+        me = None if work is None else work._crew.driver(work)
         reply = Reply()
         try:
             with context.token.telling(worker.stop):
-                reply = worker.run(context.task_id, context.name, context.attempt, call, context.progress)
+                if work is None or me is None:
+                    reply = worker.wait(context.progress, _nothing_ahead)
+                else:
+                    if worker.brisk and len(me.ahead) <= AHEAD_CALLS // 2 and not work._done_callbacks:
+                        self._hand_ahead(work._crew, me, worker)
+                    reply = worker.wait(context.progress, functools.partial(work._crew.take_back, me))
         finally:
-            self._workers.give_back(worker, reusable=reply.reusable)
+            worker.rest()
+            if work is None or me is None or not work._crew.go_on(me, well=reply.ok and reply.reusable):
+                self._workers.give_back(worker, reusable=reply.reusable)
         return worker, reply
+
+    def _hand_ahead(self, crew: Crew, me: Worker, worker: WorkerProcess) -> None:
+        def fits(work: PoolFuture[Any]) -> bool:
+            call = work._fn
+            if type(call) is not ProcessCall or call._fn is not self._fn or call._workers is not self._workers:
+                return False
+            if not all(map(_is_plain, work._args)) or not all(map(_is_plain, (work._kwargs or {}).values())):
+                return False  # packing it might take long, or run code of the user's
+            call.worker = worker
+            return True
+
+        calls = []
+        reserved = crew.reserve_ahead(me, AHEAD_CALLS - len(me.ahead), fits)
+        for work in reserved:
+            call, args, kwargs = work._fn, work._args, work._kwargs
+            if type(call) is not ProcessCall:
+                break  # taken back already, and over
+            try:
+                call._packed = call._packed or _pack(work._name, call._fn, args, kwargs or {})
+            except UsageError:
+                break  # it is told when its turn comes
+            calls.append((call, f"p{work._number}", work._name, call._packed))
+        sent = worker.start_ahead(calls) if calls else 0
+        if sent < len(reserved):
+            crew.give_up(me, reserved[sent:])
+
+    @property
+    def handed(self) -> bool:
+        """Whether a worker has it that will begin it in its turn, or has begun it."""
+        return self.worker is not None
+
+    def take_back(self) -> bool:
+        """Take back this call from the worker that it was handed ahead to; return whether that will not begin it."""
+        worker = self.worker
+        if worker is not None:
+            worker.take_back(self)
+        return self.worker is None
+
+    def go_on(self, *, well: bool) -> None:
+        """The call before has ended: this one's worker has begun it if that went well, and has not otherwise."""
+        if self.worker is not None and well:
+            self.worker.go_on(self)
+        else:
+            self.worker, self.sent = None, False
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    return kind in _PLAIN or ((kind is str or kind is bytes) and len(value) <= _TEXT_BOUND)
+
+
+def _nothing_ahead() -> bool:
+    return True
 
 
 def _pack(name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

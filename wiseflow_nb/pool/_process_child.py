@@ -22,13 +22,15 @@ from typing import Any
 
 from wiseflow_nb.context import CancelToken, TaskContext, enter_task, leave_task
 from wiseflow_nb.errors import TaskCancelledError, TaskError, UsageError
-from wiseflow_nb.pool._process_wire import PREFIX, culprit, dumps, frame
+from wiseflow_nb.pool._process_wire import BLOCK, PREFIX, culprit, dumps, frame, unread
 
 with contextlib.suppress(ImportError):  # where it is missing there are no process tasks
     import resource
 
 #: How often a worker without word from its kernel looks whether that is still its parent, in seconds.
 PARENT_CHECK_SECONDS = 1.0
+#: How often a worker with a call at hand looks whether the kernel has taken in what the last one printed.
+HEARD_SECONDS = 0.0002
 
 
 class Meter:
@@ -107,11 +109,16 @@ def _children_seconds() -> float:
 
 
 class Worker:
-    """Serves the calls that come down one pipe until it ends."""
+    """Serves the calls that come down one pipe until it ends.
+
+    A call is taken out of the pipe in the moment in which it begins. One that the kernel has put
+    there ahead of its turn it may take out again until then; whoever of the two reads it has it.
+    """
 
     def __init__(self, tasks: int, control: int, lifeline: int, results: int) -> None:
-        self._tasks = open(tasks, "rb")  # noqa: SIM115  open as long as the process is
-        self._control, self._lifeline, self._results = control, lifeline, results
+        self._tasks, self._control, self._lifeline, self._results = tasks, control, lifeline, results
+        #: The pipe of the output, whatever a task makes of descriptor 1.
+        self._output = os.dup(1)
         self._send_lock = threading.Lock()
         self._meter = Meter()
         self._pid, self._parent = os.getpid(), os.getppid()
@@ -120,6 +127,12 @@ class Worker:
         self._lock = threading.Lock()
         self._serial = 0
         self._token = CancelToken()
+        #: The last word about a stop, which may come before the call that it is about.
+        self._asked = (0, "")
+        #: The call that failed last: what was handed ahead behind it is not run, the kernel cleans up first.
+        self._failed = 0
+        #: Whether the last call's output had not all been taken in when it ended.
+        self._printed = False
         # Read by the signal handler on the main thread; plain flags, since a handler must take no lock.
         self._in_code = self._sending = self._stop_due = False
 
@@ -131,12 +144,12 @@ class Worker:
         die_with_parent(self._lifeline)
         os.register_at_fork(after_in_child=self._forked)
         threading.Thread(target=self._listen, name="wiseflow-control", daemon=True).start()
-        while True:
-            prefix = self._tasks.read(PREFIX.size)
-            if len(prefix) < PREFIX.size:
-                return
-            head, body = PREFIX.unpack(prefix)
-            serial, task_id, name, attempt, setup = pickle.loads(self._tasks.read(head))
+        while (taken := self._take()) is not None:
+            (serial, task_id, name, attempt, setup, after), call = taken
+            if after and after == self._failed:
+                self._failed = serial
+                continue
+            self._failed = 0
             if setup is not None:
                 sys.path[:] = setup[1]
                 with contextlib.suppress(OSError):
@@ -144,15 +157,54 @@ class Worker:
             token = CancelToken()
             with self._lock:
                 self._serial, self._token = serial, token
+                if self._asked[0] == serial:
+                    token.cancel(self._asked[1])
             progress = functools.partial(self._progress, serial)
-            self._serve(serial, TaskContext(task_id, name, attempt, token, progress), self._tasks.read(body))
+            self._serve(serial, TaskContext(task_id, name, attempt, token, progress), call)
+
+    def _take(self) -> tuple[tuple[Any, ...], bytes | memoryview] | None:
+        """Wait for the next call and take it; None when the kernel has closed the pipe."""
+        if self._printed:
+            self._wait_until_heard()
+        data = os.read(self._tasks, BLOCK)
+        while len(data) < BLOCK:  # the first piece of a large one
+            more = os.read(self._tasks, BLOCK - len(data))
+            if not more:
+                return None
+            data += more
+        head, body = PREFIX.unpack_from(data)
+        start = PREFIX.size + head
+        end = start + body
+        if end <= BLOCK:
+            return pickle.loads(data[PREFIX.size : start]), data[start:end]
+        whole = bytearray(end)
+        whole[:BLOCK] = data
+        left = memoryview(whole)[BLOCK:]
+        while left:
+            count = os.readv(self._tasks, [left])
+            if not count:
+                return None
+            left = left[count:]
+        return pickle.loads(memoryview(whole)[PREFIX.size : start]), memoryview(whole)[start:]
+
+    def _wait_until_heard(self) -> None:
+        """Begin nothing as long as the last call's output could be taken for the next one's."""
+        import select
+
+        poll = select.poll()
+        poll.register(self._tasks, select.POLLIN)
+        while unread(self._output):
+            # As long as nobody drives this worker, nobody takes it in either.
+            if not poll.poll()[0][1] & select.POLLIN:
+                return  # the end
+            time.sleep(HEARD_SECONDS)
 
     # -- one call ----------------------------------------------------------------------------
 
     def _progress(self, serial: int, fraction: float, text: str) -> None:
         self._send(("progress", serial, fraction, text))
 
-    def _serve(self, serial: int, context: TaskContext, call: bytes) -> None:
+    def _serve(self, serial: int, context: TaskContext, call: bytes | memoryview) -> None:
         name = context.name
         value, error, cpu_seconds = self._call(context, call)
         peak = self._meter.peak_bytes()
@@ -173,14 +225,16 @@ class Worker:
                     "return plain data, or use kind='thread'"
                 )
         if error is not None:
+            self._failed = serial
             ok, (body, text) = False, _pack_error(name, error)
         value = error = None
         _flush(sys.stdout)
         _flush(sys.stderr)
-        told = (cancelled, failures, text) if cancelled or failures or text else ()
+        self._printed = unread(self._output) > 0
+        told = (cancelled, failures, text, self._printed) if cancelled or failures or text or self._printed else ()
         self._send(("result", serial, ok, cpu_seconds, peak, *told), body)
 
-    def _call(self, context: TaskContext, call: bytes) -> tuple[Any, BaseException | None, float]:
+    def _call(self, context: TaskContext, call: bytes | memoryview) -> tuple[Any, BaseException | None, float]:
         value, error = None, None
         entered = enter_task(context)
         self._meter.begin()
@@ -248,6 +302,7 @@ class Worker:
             head, _ = PREFIX.unpack(prefix)
             serial, reason = pickle.loads(os.read(self._control, head))
             with self._lock:
+                self._asked = (serial, reason)
                 if serial == self._serial:
                     self._token.cancel(reason)
 
@@ -256,7 +311,7 @@ class Worker:
         # so), and an end of a pipe held here would hide this worker's death.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._meter.close()
-        for fd in (self._tasks.fileno(), self._control, self._lifeline, self._results):
+        for fd in (self._tasks, self._control, self._lifeline, self._results, self._output):
             with contextlib.suppress(OSError):
                 os.close(fd)
 
@@ -287,7 +342,7 @@ def end_with_group() -> None:
     os._exit(1)
 
 
-def _load_call(name: str, call: bytes) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+def _load_call(name: str, call: bytes | memoryview) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     try:
         fn, args, kwargs = pickle.loads(call)
     except Exception as error:

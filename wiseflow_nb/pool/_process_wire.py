@@ -6,14 +6,24 @@ anonymous and open in the two processes only: nobody else can write a pickle int
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
+import sys
 from collections.abc import Iterator
 from typing import Any
+
+with contextlib.suppress(ImportError):  # where they are missing there are no process tasks
+    import fcntl
+    import termios
 
 #: Lengths of the header and the body that follow.
 PREFIX = struct.Struct("!IQ")
 PROTOCOL = pickle.HIGHEST_PROTOCOL
+#: A call begins with a block of this many bytes, padded if it is shorter; one read takes a block, whole or
+#: not at all. Linux writes as many at once (pipe(7): PIPE_BUF), so whoever reads a call has all of it.
+BLOCK = 4096
+_NUMBER = bytes(4)
 #: How deep a value is searched for the part that cannot be pickled.
 CULPRIT_DEPTH = 4
 
@@ -22,6 +32,19 @@ def frame(header: tuple[Any, ...], body: bytes = b"") -> bytes:
     """One message: a header of plain values, and a body that is a pickle of its own."""
     head = pickle.dumps(header, PROTOCOL)
     return b"".join((PREFIX.pack(len(head), len(body)), head, body))
+
+
+def block(data: bytes) -> bytes:
+    """A frame as a call is sent: never shorter than a block."""
+    return data.ljust(BLOCK, b"\0")
+
+
+def unread(fd: int) -> int:
+    """How many bytes of a pipe were written and not read, from either end; 0 where the system does not tell."""
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, _NUMBER), sys.byteorder)
+    except (NameError, OSError):
+        return 0
 
 
 class FrameReader:

@@ -16,14 +16,14 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from wiseflow_nb.errors import UsageError, WorkerLostError
 from wiseflow_nb.pool._process_stop import LOOK_SECONDS, StopPlan
-from wiseflow_nb.pool._process_wire import FrameReader, frame
+from wiseflow_nb.pool._process_wire import BLOCK, FrameReader, block, frame, unread
 
 #: What is kept of the output of one call, in bytes; the end is what tells most.
 OUTPUT_KEPT = 8192
@@ -31,6 +31,10 @@ OUTPUT_KEPT = 8192
 END_SECONDS = 1.0
 #: How long after its pipes a worker's process may end: on its way out it closes them first.
 LAST_STEPS_SECONDS = 0.5
+#: A call that is over this soon lets the next one be handed ahead, for as long, in seconds.
+AHEAD_SECONDS = 0.001
+#: How many calls are handed ahead to a worker at most.
+AHEAD_CALLS = 8
 #: A pipe's capacity; a larger buffer would be mapped and unmapped at each read.
 _READ_BYTES = 1 << 16
 _BOOT = (
@@ -40,9 +44,17 @@ _BOOT = (
 )
 
 
+class Ahead(Protocol):
+    """A call that may be handed ahead; ``worker`` is who has it or is about to."""
+
+    worker: WorkerProcess | None
+    #: Whether it has been handed to that one.
+    sent: bool
+
+
 @dataclass(slots=True)
 class Reply:
-    """What came of one call; ``forced`` if the worker had to be killed."""
+    """What came of one call; ``forced`` if the worker had to be killed, ``printed`` if output waits to be taken in."""
 
     ok: bool = False
     body: bytes = b""
@@ -51,6 +63,7 @@ class Reply:
     cancelled: bool = False
     cleanup_failures: tuple[str, ...] = ()
     traceback: str = ""
+    printed: bool = False
     output: str = ""
     forced: bool = False
     lost: str = ""
@@ -69,7 +82,14 @@ class WorkerProcess:
 
     def __init__(self) -> None:
         self.idle_since = 0.0
-        self._serial = 0
+        #: Whether its last call was over within ``AHEAD_SECONDS``.
+        self.brisk = False
+        #: The call that runs, and the last that was sent.
+        self._serial = self._last = 0
+        #: What was handed ahead and not taken back, guarded by the lock with the pipe's both ends. The lock is
+        #: re-entrant: a finaliser that the collector runs at any step may cancel.
+        self._ahead: list[tuple[Ahead, bytes]] = []
+        self._pipe = threading.RLock()
         self._setup: tuple[str, list[str]] | None = None
         self._reader = FrameReader()
         self._tail = bytearray()
@@ -87,6 +107,9 @@ class WorkerProcess:
                 theirs.append(read if outward else write)
                 self._mine.append(write if outward else read)
             self._tasks, self._control, _, self._results, self._output = self._mine
+            self._back = _second_end(theirs[0])
+            if self._back >= 0:
+                self._mine.append(self._back)
             wake = os.pipe()
             self._mine += wake
             self._woken, self._wake = wake
@@ -116,15 +139,93 @@ class WorkerProcess:
 
     # -- one call ----------------------------------------------------------------------------
 
-    def run(
-        self, task_id: str, name: str, attempt: int, call: bytes, on_progress: Callable[[float, str], None]
-    ) -> Reply:
-        """Have a call run; return what came of it. Never raises for what the call does."""
-        self._send(task_id, name, attempt, call)
+    def start(self, task_id: str, name: str, attempt: int, call: bytes) -> None:
+        """Have a call run; ``wait`` tells what came of it."""
+        known, directory, news = self._setup, _directory(), None
+        if known is None or known[0] != directory or known[1] != sys.path:
+            news = self._setup = (directory, list(sys.path))
+        self._serial = self._last = self._last + 1
+        self._unsent = data = block(frame((self._serial, task_id, name, attempt, news, 0), call))
+        self._length = len(data)
+        self._write()
+        if self._unsent:
+            self._poll.register(self._tasks, select.POLLOUT)
+
+    def start_ahead(self, calls: Sequence[tuple[Ahead, str, str, bytes]]) -> int:
+        """Put calls (who has them, task, name, pickle) where the worker finds them; return how many are there.
+
+        The first that is for this worker no more, or too large, is left out with all that follow. A
+        call that fails voids those behind it.
+        """
+        if self._back < 0 or self._unsent or self._length != BLOCK or self._setup != (_directory(), sys.path):
+            return 0
+        with self._pipe:
+            pieces = []
+            for ahead, task_id, name, call in calls:
+                piece = block(frame((self._last + 1, task_id, name, 1, None, self._last), call))
+                if len(piece) > BLOCK or ahead.worker is not self:
+                    break
+                # First noted, then written: whoever takes it back in between finds nothing to take back.
+                self._last += 1
+                ahead.sent = True
+                self._ahead.append((ahead, piece))
+                pieces.append(piece)
+            if pieces:
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(self._tasks, b"".join(pieces))  # the pipe has room for all that may be in it
+            return len(pieces)
+
+    def take_back(self, ahead: Ahead) -> None:
+        """Undo ``start_ahead`` as far as the worker has not taken the calls, from any thread.
+
+        What was taken back has no worker any more; what still has one has begun.
+        """
+        with self._pipe:
+            if ahead.worker is not self:
+                return
+            if not ahead.sent:
+                ahead.worker = None
+                return
+            sent, self._ahead = self._ahead, []
+            data = (_read(self._back) or b"") if sent else b""
+            back = min(len(data) // BLOCK, len(sent)) if data.endswith(sent[-1][1] if sent else b"") else 0
+            for call, _ in sent[len(sent) - back :]:
+                call.worker, call.sent = None, False
+            self._last -= back
+            data = data[: len(data) - back * BLOCK]
+            if data:  # the worker has not even begun the call before
+                os.write(self._tasks, data)
+
+    def go_on(self, ahead: Ahead) -> None:
+        """Let the call that was handed ahead be the one that ``wait`` is for; the one before has ended well."""
+        with self._pipe:
+            if self._ahead and self._ahead[0][0] is ahead:
+                self._ahead.pop(0)
+            self._serial += 1
+            self._length = BLOCK
+
+    def wait(self, on_progress: Callable[[float, str], None], left_alone: Callable[[], bool]) -> Reply:
+        """Wait for the call that runs; return what came of it. Never raises for what the call does.
+
+        ``left_alone()`` takes back what was handed ahead, if anything was. False tells that the
+        worker has begun it: then the answer to this call is in the pipe, and the worker must not be
+        stopped for it any more.
+        """
         plan = self._plan = StopPlan()
-        while True:
+        began = time.monotonic()
+        late = past = False
+        reply = self._take_in(b"", on_progress)  # it may have come with the last one
+        while reply is None:
             seconds = LOOK_SECONDS
-            if plan.asked is not None:
+            if past:
+                pass
+            elif self._ahead and not late:
+                seconds = began + AHEAD_SECONDS - time.monotonic()
+                if seconds <= 0.0 or self._reason:
+                    late = True
+                    past = not left_alone()
+                    continue
+            elif plan.asked is not None:
                 action, seconds = plan.due(time.monotonic())
                 if action == "kill":
                     self.kill()
@@ -135,33 +236,36 @@ class WorkerProcess:
                         os.kill(self.pid, signal.SIGTERM)
             # A millisecond more: poll rounds down, and would come back a moment early.
             ready = self._poll.poll(seconds * 1000.0 + 1.0)
-            if not ready and self._dead():
+            if not ready and (late or not self._ahead) and self._dead():
                 return self._end(self._lost())
             # Output is registered after the results and looked at before them: what was printed
             # before an answer was sent is taken in before the answer is.
             for fd, event in reversed(ready):
                 if fd == self._results:
-                    reply = self._hear(on_progress)
-                    if reply is not None:
-                        return self._end(reply)
+                    data = _read(fd)
+                    if data is None:
+                        left_alone()
+                        return self._end(self._lost())
+                    reply = self._take_in(data, on_progress)
                 elif fd == self._output:
+                    # The worker begins nothing as long as there is output to be taken in. If it has
+                    # begun what was handed ahead all the same, this is that call's output.
+                    past = past or not left_alone()
+                    if past:
+                        continue
                     if not self._drain_output() and event & (select.POLLHUP | select.POLLERR):
                         self._poll.unregister(fd)
                 elif fd == self._tasks:
                     self._send_more()
+                elif past or not left_alone():
+                    past = True
+                    self._forget_stop()
                 else:
                     self._hear_stop()
-
-    def _send(self, task_id: str, name: str, attempt: int, call: bytes) -> None:
-        self._serial += 1
-        known, directory, news = self._setup, _directory(), None
-        if known is None or known[0] != directory or known[1] != sys.path:
-            news = self._setup = (directory, list(sys.path))
-        self._unsent = data = frame((self._serial, task_id, name, attempt, news), call)
-        self._length = len(data)
-        self._write()
-        if self._unsent:
-            self._poll.register(self._tasks, select.POLLOUT)
+        self.brisk = time.monotonic() - began < AHEAD_SECONDS
+        if reply.printed and left_alone():
+            self._drain_output()
+        return self._end(reply)
 
     def _send_more(self) -> None:
         if not self._write() or not self._unsent:
@@ -179,10 +283,7 @@ class WorkerProcess:
             return False
         return True
 
-    def _hear(self, on_progress: Callable[[float, str], None]) -> Reply | None:
-        data = _read(self._results)
-        if data is None:
-            return self._lost()
+    def _take_in(self, data: bytes, on_progress: Callable[[float, str], None]) -> Reply | None:
         for header, body in self._reader.feed(data):
             what, serial, *rest = header
             if serial != self._serial:
@@ -198,9 +299,12 @@ class WorkerProcess:
                 return reply
         return None
 
-    def _hear_stop(self) -> None:
+    def _forget_stop(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._woken, 64)
+
+    def _hear_stop(self) -> None:
+        self._forget_stop()
         if self._reason and self._plan.asked is None:
             self._plan.asked = time.monotonic()
             with contextlib.suppress(OSError):
@@ -235,14 +339,13 @@ class WorkerProcess:
         """Forget a stop that came too late; called when nobody can ``stop`` it any more."""
         with self._lock:
             if self._reason and not self._buried:
-                with contextlib.suppress(OSError):
-                    os.read(self._woken, 64)
+                self._forget_stop()
             self._reason = ""
 
     def _lost(self) -> Reply:
         # One that had served before and has read nothing of this call died while it was idle. A new
         # one that reads nothing cannot start at all: trying again would never end.
-        begun = self._serial == 1 or _unread(self._tasks) < self._length - len(self._unsent)
+        begun = self._serial == 1 or unread(self._tasks) < self._length - len(self._unsent)
         ended = self._ended_within(LAST_STEPS_SECONDS)
         self.kill()
         code = self._process.returncode
@@ -370,15 +473,22 @@ def _directory() -> str:
         return ""
 
 
-def _unread(fd: int) -> int:
-    """How many bytes of a pipe the other end has not read; 0 where the system does not tell."""
+def _second_end(fd: int) -> int:
+    """Another end to read a pipe by, which does not wait; -1 where there is none, and so nothing to hand ahead.
+
+    It is opened anew: whether a read waits is a property that duplicates share, and the worker's does.
+    """
+    if sys.platform != "linux" or select.PIPE_BUF < BLOCK:
+        return -1
     try:
         import fcntl
-        import termios
 
-        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
-    except (ImportError, OSError):
-        return 0
+        room = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) // max(BLOCK, os.sysconf("SC_PAGE_SIZE"))
+        if room <= AHEAD_CALLS:
+            return -1
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _descendants(pid: int) -> list[Any]:

@@ -7,12 +7,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from wiseflow_nb.records import SAMPLE_COLUMNS, Sample
+from wiseflow_nb.records import NAN, SAMPLE_COLUMNS, Sample
 from wiseflow_nb.resources._ring import RingWriter
 from wiseflow_nb.store.paths import in_memory
 
 ROOM_NAME = "room.bin"
 ROOM_BYTES = 256 * 1024
+_OWN_CPU = SAMPLE_COLUMNS.index("recorder_cpu_seconds_total")
 
 
 class KeptRing:
@@ -36,12 +37,15 @@ class KeptRing:
         self._remake = False
         #: When the newest row that was found was taken (epoch seconds), if one was.
         self.resumed_at: float | None = None
+        #: CPU seconds of the recorder that took it (NaN: not known).
+        self.resumed_cpu = NAN
         if resume:
             with contextlib.suppress(OSError, ValueError):
                 self._ring = RingWriter.resume(str(path))
                 self._inode = self._look()
                 newest = self._ring.newest()
-                self.resumed_at = None if newest is None else newest[0]
+                if newest is not None:
+                    self.resumed_at, self.resumed_cpu = newest[0], newest[_OWN_CPU]
                 return
         self._ring = RingWriter(str(path))
         self._inode = self._look()

@@ -12,6 +12,7 @@ from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import StoreError
 from wiseflow_nb.recorder._desk import CommandDesk
 from wiseflow_nb.recorder._link import Link
+from wiseflow_nb.recorder._retention import SteadyTime
 from wiseflow_nb.recorder._rows import newest_rows
 from wiseflow_nb.recorder.protocol import RecorderConfig, settings_from
 from wiseflow_nb.records import AlertTransition, EventRecord, Sample, to_json_dict
@@ -55,6 +56,7 @@ class Keeper:
         self._config, self._writer, self._link, self._clock = config, writer, link, clock
         self._parent_alive = parent_alive
         self._desk = CommandDesk(writer, link, clock, lambda write: self._local.append(write), self.on_event)
+        self._steady = SteadyTime(clock)
         self._trimmer = Trimmer(config.retention_days * 86_400.0, config.retention_bytes // 2)
         self._sampler: Sampler | None = None
         #: What came through the pipe: no more than the kernel keeps until it is acknowledged.
@@ -230,7 +232,7 @@ class Keeper:
 
     def _forget(self) -> None:
         # A little at each commit, so that none takes long.
-        self._more_to_forget = self._writer.forget_samples(self._clock.time(), self._config.tier_retention_seconds)
+        self._more_to_forget = self._writer.forget_samples(self._clock.monotonic(), self._config.tier_retention_seconds)
 
     def _flush(self) -> bool:
         """Write and commit what waits; on failure keep it, say so once, and return False."""
@@ -349,7 +351,7 @@ class Keeper:
     def _trim(self) -> bool:
         self._look_at_files()
         try:
-            return not self._failing and self._trimmer.step(self._writer.connection, self._clock.time())
+            return not self._failing and self._trimmer.step(self._writer.connection, *self._steady.look())
         except sqlite3.Error as error:
             self._failed(error)
             return False

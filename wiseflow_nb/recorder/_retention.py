@@ -20,6 +20,37 @@ PRUNE_SECONDS = 600.0
 #: A session without an end mark is not removed for its size so soon after its last heartbeat: it may be
 #: one on another host, or one whose machine slept.
 UNSURE_SECONDS = 3600.0
+#: A clock that was set ahead is believed, where things are deleted for their age, once it has been so for a day.
+BELIEVED_SECONDS = 86_400.0
+#: Two clocks drift apart, and are read one after the other: by less than this none was set.
+DRIFT_SECONDS = 1.0
+
+
+class SteadyTime:
+    """The time of day by which things are over their age: one that no bad reading of the clock carries ahead.
+
+    It runs on with the monotonic clock, from the least that the clock has shown in the last day: one that
+    is set back is followed at once, one that is set ahead (by hand, by a time server, by a machine that
+    slept) a day later. What was deleted for a year that did not pass cannot be had back; what stays a day
+    longer does no harm. What the clock shows at first is believed.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        # (the other clock less the monotonic one, when it was last so), the least and the oldest first.
+        self._shifts: list[tuple[float, float]] = []
+        self.look()
+
+    def look(self) -> tuple[float, float]:
+        """Return the time that the clock shows, and the one to delete by (both seconds since the epoch)."""
+        now, monotonic = self._clock.time(), self._clock.monotonic()
+        shifts, shift = self._shifts, now - monotonic
+        while shifts and shifts[-1][0] > shift - DRIFT_SECONDS:
+            shift = min(shift, shifts.pop()[0])
+        shifts.append((shift, monotonic))
+        while shifts[0][1] < monotonic - BELIEVED_SECONDS:
+            del shifts[0]
+        return now, monotonic + shifts[0][0]
 
 
 def doomed(
@@ -106,6 +137,7 @@ class Pruner:
     def __init__(self, root: Path, own_id: str, max_age: float, max_bytes: int, clock: Clock) -> None:
         self._root, self._own_id, self._clock = root, own_id, clock
         self._max_age, self._max_bytes = max_age, max_bytes
+        self._steady = SteadyTime(clock)
         self._stopped = threading.Event()
 
     def start(self) -> None:
@@ -122,7 +154,7 @@ class Pruner:
                 prune(
                     self._root,
                     own_id=self._own_id,
-                    now=self._clock.time(),
+                    now=self._steady.look()[1],
                     max_age=self._max_age,
                     max_bytes=self._max_bytes,
                 )

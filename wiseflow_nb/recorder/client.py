@@ -96,6 +96,7 @@ class RecorderClient:
         self._settled.set()
         self._vanished = False
         self._silence = Silence()
+        self._soon: Callable[[], None] | None = None
         self._numbers = itertools.count(1)
         self._answers: dict[int, CommandResult | None] = {}
         self._answered = threading.Condition()
@@ -138,6 +139,7 @@ class RecorderClient:
             If it runs neither in a process nor on a thread.
         """
         forget_in_children(self)
+        self._change()
         if failure := self._launch():
             forget_no_more(self)
             raise RecorderError(f"the recorder does not start: {failure}")
@@ -158,6 +160,19 @@ class RecorderClient:
         if self._clock.monotonic() - outbox.made_seconds > WRITE_THROUGH_SECONDS and not outbox.crowded:
             self.flush()
 
+    def soon(self, change: Callable[[], None]) -> None:
+        """Call this on the flushing thread, or before what is asked for sooner; only the last that was given.
+
+        So many changes in a row are told once. Never by ``write_through``, whose caller may hold locks.
+        """
+        self._soon = change
+        self._outbox.ring()
+
+    def _change(self) -> None:
+        change, self._soon = self._soon, None
+        if change is not None:
+            change()
+
     def flush(self) -> None:
         """Encode what waits and write as much of it as the pipe takes; never blocks."""
         if self._outbox.try_to_make():
@@ -172,6 +187,7 @@ class RecorderClient:
         while not self._ended.is_set():
             if self._outbox.wait(1.0):
                 self._ended.wait(COALESCE_SECONDS)
+                self._change()
                 self.flush()
                 if self._wire.waits:
                     self._wire.wait(0.2)
@@ -191,6 +207,7 @@ class RecorderClient:
 
     def request(self, verb: str, arguments: dict[str, Any], timeout: float = 2.0) -> CommandResult:
         """Ask the recorder itself for ``watch``, ``acknowledge`` or ``silence``."""
+        self._change()
         number = next(self._numbers)
         return self._ask(number, {"t": "verb", "id": number, "verb": verb, "arguments": arguments}, timeout)
 
@@ -200,6 +217,7 @@ class RecorderClient:
         Return whether that was so within ``timeout`` seconds. Of each task its last state is committed then,
         unless more of them waited at once than are kept (``dropped_rows`` counts those too).
         """
+        self._change()
         deadline = self._clock.monotonic() + timeout
         # One that is being replaced would take the question with it.
         if not self._drain(timeout) or not self._settled.wait(max(0.0, deadline - self._clock.monotonic())):
@@ -242,6 +260,7 @@ class RecorderClient:
         """End the session's record in order; return whether the recorder said that it did."""
         if self._stopping:
             return self._ended.is_set()
+        self._change()
         self._outbox.make()
         # One that is being replaced takes the end when it is there; one that cannot start is tried no more.
         self._closing.set()

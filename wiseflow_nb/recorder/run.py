@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import sqlite3
 import threading
@@ -61,7 +63,8 @@ def run(
             writer.sample(sample)
     room.take()
     own = frozenset({os.getpid()}) if config.own_process else frozenset()
-    probe = Probe(config.pid, config.settings.plan.disk_path, exclude_pids=own)
+    left = _left_by_others(writer, ring)
+    probe = Probe(config.pid, config.settings.plan.disk_path, exclude_pids=own, left_seconds=left)
     link = Link(incoming, outgoing)
     keeper = Keeper(config, writer, link, clock, parent_alive)
     sampler = Sampler(
@@ -80,7 +83,7 @@ def run(
     keeper.remake_ring = ring.remake_soon
     keeper.free_room = room.release
     keeper.kill_files = lambda: probe.kill_files
-    _write_start(writer, config, probe, clock)
+    _write_start(writer, config, probe, clock, left)
     link.start()
     link.send({"t": "ready", "pid": os.getpid(), "limit_source": probe.limits.limit_source})
     outcome: list[bool] = []
@@ -125,7 +128,18 @@ def run(
     return outcome[0]
 
 
-def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, clock: Clock) -> None:
+def _left_by_others(writer: StoreWriter, ring: KeptRing) -> float:
+    """The CPU seconds of recorders that were replaced: the kernel, which waited for them, has taken them over."""
+    left = 0.0
+    if ring.resumed_at is not None:
+        with contextlib.suppress(sqlite3.Error, ValueError, TypeError, KeyError):
+            before = writer.get_meta("recorder_before")
+            # On a thread its time was the kernel's own from the beginning.
+            left = float(before["left_seconds"]) + (ring.resumed_cpu if before["own_process"] else 0.0)
+    return left if math.isfinite(left) else 0.0
+
+
+def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, clock: Clock, left: float) -> None:
     try:
         if config.resume:
             writer.meta("ended_seconds", None)
@@ -148,6 +162,7 @@ def _write_start(writer: StoreWriter, config: RecorderConfig, probe: Probe, cloc
         writer.meta("thresholds", dict(config.settings.plan.alerts.thresholds))
         writer.meta("recorder_pid", os.getpid())
         writer.meta("recorder", identify().to_dict())
+        writer.meta("recorder_before", {"own_process": config.own_process, "left_seconds": left})
         writer.meta("heartbeat", clock.time())
         writer.commit()
     except sqlite3.Error as error:

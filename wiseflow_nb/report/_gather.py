@@ -19,6 +19,7 @@ from wiseflow_nb.records import (
     SessionInfo,
     SessionState,
     TaskRecord,
+    TaskState,
     alert_view,
 )
 from wiseflow_nb.report._facts import WINDOW_SECONDS, Facts, Shutdown
@@ -26,6 +27,11 @@ from wiseflow_nb.report._facts import WINDOW_SECONDS, Facts, Shutdown
 #: A window holds so many samples at most; of more, every n-th and the last ones are taken.
 MOST_SAMPLES = 6000
 MOST_TASKS = 2000
+#: So many tasks are looked at, at most, for those that ended in the window: newer ones may not have begun.
+MOST_LOOKED = 50_000
+#: Events of the window are looked for among the last so many.
+MOST_EVENTS, LAST_EVENTS = 500, 10_000
+MOST_REV = 2**63 - 1
 LAST_SAMPLES = 200
 #: After the end mark nothing is sampled; a clock that was set back may say otherwise.
 AFTER_SECONDS = 60.0
@@ -41,6 +47,8 @@ class Record(Protocol):
     def meta(self) -> dict[str, Any]: ...
 
     def task(self, task_id: str) -> TaskRecord | None: ...
+
+    def unfinished_tasks(self, state: TaskState, limit: int) -> list[TaskRecord]: ...
 
     def cells(self, limit: int = ...) -> list[CellRecord]: ...
 
@@ -94,7 +102,7 @@ def gather(
     )
     begin = end - WINDOW_SECONDS
     samples = _samples(rows(begin, end + AFTER_SECONDS))
-    identity = meta.get("identity", {})
+    identity, counts = meta.get("identity", {}), record.task_counts()
     facts = Facts(
         info=info,
         now_seconds=now,
@@ -109,7 +117,7 @@ def gather(
         first=_first(rows, info.started_seconds, samples),
         samples=samples,
         tasks=_tasks(record, begin),
-        tasks_in_flight=_count_in_flight(record),
+        tasks_in_flight=sum(counts.get(state.value, 0) for state in (*_IN_FLIGHT, TaskState.LOST)),
         cells=tuple(
             cell
             for cell in record.cells(200)
@@ -120,7 +128,7 @@ def gather(
         thresholds={str(name): (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()},
         dropped_rows=sum(_count(meta.get(key)) for key in ("dropped_rows", "lost_rows")),
         dropped_tasks=_count(meta.get("dropped_tasks")),
-        task_counts=record.task_counts(),
+        task_counts=counts,
     )
     here = facts.host_now == info.host and facts.boot_id_now == facts.boot_id
     same = here and pid_namespace == identity.get("pid_namespace")
@@ -184,28 +192,44 @@ def _first(rows: Callable[[float, float], Any], started: float, samples: tuple[S
     return samples[0] if samples else None
 
 
-_IN_FLIGHT = "('waiting', 'pending', 'running', 'retry_wait', 'cancelling', 'lost')"
+#: In which order those that have not ended are shown, where there are more than fit.
+_IN_FLIGHT = (
+    TaskState.RUNNING,
+    TaskState.CANCELLING,
+    TaskState.RETRY_WAIT,
+    TaskState.PENDING,
+    TaskState.WAITING,
+)
 
 
 def _tasks(record: Record, begin: float) -> tuple[TaskRecord, ...]:
-    """Those in flight (running ones first) and those that ran in the last minutes."""
-    found = record.query(
-        f"SELECT task_id FROM tasks WHERE state IN {_IN_FLIGHT} OR finished_seconds >= ? "
-        f"ORDER BY state NOT IN ('running', 'cancelling', 'lost'), finished_seconds IS NOT NULL, rev DESC LIMIT ?",
-        (begin, MOST_TASKS),
-    )
-    tasks = (record.task(str(task_id)) for (task_id,) in found)
-    return tuple(task for task in tasks if task is not None)
-
-
-def _count_in_flight(record: Record) -> int:
-    return int(record.query(f"SELECT count(*) FROM tasks WHERE state IN {_IN_FLIGHT}")[0][0])
+    """Those in flight (running ones first) and those that ended in the last minutes, the last first."""
+    found: list[TaskRecord] = []
+    for state in _IN_FLIGHT:
+        if len(found) < MOST_TASKS:
+            found += record.unfinished_tasks(state, MOST_TASKS - len(found))
+    until, looked = MOST_REV, 0
+    while len(found) < MOST_TASKS and looked < MOST_LOOKED:
+        # By their last change: so they end, but for a clock that was set.
+        rows = record.query(
+            "SELECT rev, task_id, finished_seconds FROM tasks WHERE rev <= ? ORDER BY rev DESC LIMIT ?",
+            (until, MOST_TASKS),
+        )
+        ended = [(task_id, moment) for _, task_id, moment in rows if isinstance(moment, float)]
+        late = [task_id for task_id, moment in ended if moment >= begin]
+        tasks = (record.task(str(task_id)) for task_id in late[: MOST_TASKS - len(found)])
+        found += [task for task in tasks if task is not None and task.state.terminal]
+        if len(rows) < MOST_TASKS or (ended and not late):
+            break
+        until, looked = rows[-1][0] - 1, looked + len(rows)
+    return tuple(found)
 
 
 def _events(record: Record, begin: float) -> tuple[EventRecord, ...]:
     rows = record.query(
-        "SELECT time_seconds, kind, message, data FROM events WHERE time_seconds >= ? ORDER BY id DESC LIMIT 500",
-        (begin,),
+        "SELECT time_seconds, kind, message, data FROM (SELECT * FROM events ORDER BY id DESC LIMIT ?) "
+        "WHERE time_seconds >= ? ORDER BY id DESC LIMIT ?",
+        (LAST_EVENTS, begin, MOST_EVENTS),
     )
     return tuple(
         EventRecord(_number(row[0]), str(row[1]), str(row[2] or ""), _mapping(row[3])) for row in reversed(rows)

@@ -191,6 +191,16 @@ class AlertEngine:
             self._status[key] = status
         return found
 
+    def add_rule(self, rule: AlertRule, now: float) -> None:
+        """Take one more rule, or other levels of one that is there; see ``replace_rules``."""
+        key = (rule.name, rule.resource)
+        before, known = self._status.get(key, _Status()), self._rules.get(key)
+        if known != rule:
+            self._rules[key] = rule
+            self._status[key] = step(rule, before, NAN, True, now, now)[0]
+        if rule.column != FUNCTION and (known is None or known.column != rule.column):
+            self._signals.want(columns_of(self._rules.values()))
+
     def replace_rules(self, rules: Iterable[AlertRule], now: float) -> list[AlertTransition]:
         """Take new rules. A rule with the same levels keeps its timers; one that is gone resolves its alert.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 
 from wiseflow_nb.config import Settings
@@ -43,6 +44,44 @@ class UserRule:
     def by(self, settings: Settings) -> UserRule:
         """Return it by these settings."""
         return replace(self, rule=replace(self.rule, **{name: _of(settings, name) for name in self.follows}))  # type: ignore[arg-type]
+
+
+class UserRules:
+    """The rules that were added, by (name, resource); any thread may ask and change."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rules: dict[tuple[str, str], UserRule] = {}
+
+    def after_fork(self) -> None:
+        """In a forked child: nobody holds the lock."""
+        self._lock = threading.Lock()
+
+    def add(self, made: UserRule) -> None:
+        """Take one more, in the place of one with its name and resource."""
+        with self._lock:
+            self._rules[made.rule.name, made.rule.resource] = made
+
+    def remove(self, name: str) -> bool:
+        """Forget those of a name; return whether there was one."""
+        with self._lock:
+            gone = [key for key in self._rules if key[0] == name]
+            for key in gone:
+                del self._rules[key]
+        return bool(gone)
+
+    def follow(self, settings: Settings) -> list[AlertRule]:
+        """Go by these settings; return the rules that are others now."""
+        with self._lock:
+            before, self._rules = self._rules, {key: item.by(settings) for key, item in self._rules.items()}
+            return [item.rule for key, item in self._rules.items() if item != before[key]]
+
+    def plan(self, settings: Settings, functions: tuple[tuple[str, str], ...], revision: int) -> SamplingPlan:
+        """How to sample and what to judge, without the rules of ``functions``, which are judged elsewhere."""
+        elsewhere = frozenset(functions)
+        with self._lock:
+            rules = tuple(item.rule for key, item in self._rules.items() if key not in elsewhere)
+        return replace(sampling_plan(settings, rules, revision), replaced=functions)
 
 
 def user_rule(

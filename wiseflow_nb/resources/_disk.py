@@ -12,6 +12,7 @@ import psutil
 
 from wiseflow_nb.records import NAN
 from wiseflow_nb.resources._part import Part, Tell, Values
+from wiseflow_nb.resources._patience import Patience
 
 COLUMNS = ("filesystem_size_bytes", "filesystem_avail_bytes", "filesystem_utilization_ratio")
 
@@ -90,15 +91,23 @@ class Disks:
     """The watched paths; each has its own failures and its own budget.
 
     The columns are those of the fullest of what can be read: one path that vanished is told once and
-    hides none of the others.
+    hides none of the others. With ``patience`` (seconds) so is one that hangs; without it, it is waited
+    for on this thread.
     """
 
-    def __init__(self, text: str, portable: bool) -> None:
+    def __init__(self, text: str, portable: bool, patience: float | None = None) -> None:
         self.text, self._portable = text, portable
         # Absolute: what is watched does not move when somebody changes the working directory.
         paths = tuple(dict.fromkeys(map(_absolute, split_paths(text))))
         self._names = paths
-        self._parts = [Part(f"disk space of {path}", COLUMNS, _reader(path, portable)) for path in paths]
+        readers = [_reader(path, portable) for path in paths]
+        self._asked: list[Patience[Values]] = []
+        if patience is not None:
+            self._asked = [Patience("wiseflow-disk", reader, patience) for reader in readers]
+            readers = [asked.ask for asked in self._asked]
+        self._parts = [
+            Part(f"disk space of {path}", COLUMNS, reader) for path, reader in zip(paths, readers, strict=True)
+        ]
         self._last: list[Values] = [(NAN, NAN, NAN)] * len(paths)
 
     def values(self, now: float, tell: Tell, timer: Callable[[], float], timed: bool = True) -> Values:
@@ -122,11 +131,21 @@ class Disks:
         OSError
             If one cannot be looked at.
         """
-        if len(self._names) == 1:
+        if len(self._names) == 1 and not self._asked:
             found = self._last[0] = space(self._names[0], self._portable)
             return found
-        self._last = [space(path, self._portable) for path in self._names]
+        self._last = [asked.ask() for asked in self._asked] or [space(path, self._portable) for path in self._names]
         return max(self._last, key=_fullness)
+
+    def close(self) -> None:
+        """Let the threads end that wait for file systems."""
+        for asked in self._asked:
+            asked.close()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds that were spent on other threads for it."""
+        return sum(asked.cpu_seconds for asked in self._asked)
 
     def records(self) -> tuple[Disk, ...]:
         """Return each path's, as of the last reading."""

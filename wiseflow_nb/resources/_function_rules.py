@@ -88,7 +88,7 @@ class FunctionRules:
         with self._lock:
             self._end(watch.key)
             self._watches[watch.key] = watch
-            self._judge_by_these_rules()
+            self._engine.add_rule(rule, self._clock.time())
         if self._running:
             self._ensure_thread()
 
@@ -108,6 +108,8 @@ class FunctionRules:
     def discard(self, key: Key) -> None:
         """Forget one rule, if it is there; an open alert is resolved."""
         with self._lock:
+            if key not in self._watches:
+                return
             self._end(key)
             resolved = self._judge_by_these_rules()
         self._tell(resolved)

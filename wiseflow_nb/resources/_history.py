@@ -198,13 +198,22 @@ def _frame(
     if len(at):
         times = np.insert(times, at, (times[at] + times[at - 1]) / 2)
         values = np.insert(values, at, np.nan, axis=0)
-    if (times[1:] < times[:-1]).any():
-        # The clock was set back: two rows may tell of one moment, and what was taken first comes first.
-        order = np.argsort(times, kind="stable")
+    order = _order(times)
+    if order is not None:
         times, values = times[order], values[order]
     result = pd.DataFrame(values, columns=names, index=_index(times), copy=False)
     result.attrs.update(attrs)
     return result
+
+
+def _order(times: np.ndarray) -> np.ndarray | None:
+    """In which order rows go forward in time; None where they do.
+
+    Where the clock was set back two rows may tell of one moment: what was taken first comes first.
+    """
+    import numpy as np
+
+    return np.argsort(times, kind="stable") if (times[1:] < times[:-1]).any() else None
 
 
 def _rates(values: np.ndarray) -> np.ndarray:
@@ -318,6 +327,9 @@ def series(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Chart data: times and one array a column, a row of NaN in every gap, decimated to ``max_points``.
 
+    The times never go back: where the clock was set back, points are in the order of their times, as in
+    ``frame``; rates are those of the order in which the samples were taken.
+
     Raises
     ------
     KeyError
@@ -340,6 +352,9 @@ def series(
         before = np.where(at > 0, (times[at] + times[np.maximum(at - 1, 0)]) / 2, times[at] - 1e-3)
         times = np.insert(times, at, before)
         values = {name: np.insert(array, at, np.nan) for name, array in values.items()}
+    order = _order(times)
+    if order is not None:
+        times, values = times[order], {name: array[order] for name, array in values.items()}
     return decimate(times, values, max_points)
 
 
@@ -380,7 +395,13 @@ def bucket_series(
             name: (np.insert(low, holes, np.nan), np.insert(high, holes, np.nan))
             for name, (low, high) in bounds.items()
         }
-    return _pairs(starts, ends, bounds, max(1, min(len(starts), max_points // 2)))
+    order = _order(starts)
+    if order is not None:
+        starts, ends = starts[order], ends[order]
+        bounds = {name: (low[order], high[order]) for name, (low, high) in bounds.items()}
+    times, values = _pairs(starts, ends, bounds, max(1, min(len(starts), max_points // 2)))
+    # Of two buckets of one span, the second begins before the first has ended.
+    return times if order is None else np.maximum.accumulate(times), values
 
 
 def decimate(

@@ -156,6 +156,12 @@ def process(data: bytes) -> Process:
     return fields[1], fields[19], fields[0] in b"ZXx", ticks, int(fields[17]), int(fields[21])
 
 
+def taken_over(data: bytes) -> int:
+    """Return the ticks of the children that a process has waited for, of its ``/proc/<pid>/stat``."""
+    fields = data[data.rindex(b")") + 2 :].split(None, 15)
+    return int(fields[13]) + int(fields[14])
+
+
 def is_ending(data: bytes) -> bool:
     """Return whether a process ends or has ended, of its ``/proc/<pid>/stat``.
 

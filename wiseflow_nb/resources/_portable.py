@@ -15,6 +15,7 @@ import psutil
 
 from wiseflow_nb.records import NAN
 from wiseflow_nb.resources import _linux
+from wiseflow_nb.resources._apart import Apart
 from wiseflow_nb.resources._tree import Totals
 
 
@@ -90,8 +91,8 @@ class PortableTree:
     when one ends.
     """
 
-    def __init__(self, pid: int, exclude: frozenset[int]) -> None:
-        self._pid, self._exclude = pid, exclude
+    def __init__(self, pid: int, exclude: frozenset[int], apart: Apart | None = None) -> None:
+        self._pid, self._exclude, self._apart = pid, exclude, apart
         self._pids: list[int] = [pid]
         self._top: psutil.Process | None = None
         # It is bound to the process' start time: a later one with the same number is not it.
@@ -125,6 +126,12 @@ class PortableTree:
         if top is None or not self._alive or not top.is_running() or _is_zombie(top):
             self._alive = False
             raise ProcessLookupError(f"process {self._pid} has ended")
+        totals = self._add_up(top)
+        while self._apart is not None and self._apart.look(self._pids):
+            totals = self._add_up(top)
+        return totals if self._apart is None else (self._apart.taken_off(totals[0]), *totals[1:])
+
+    def _add_up(self, top: psutil.Process) -> Totals:
         members = self._members(top)
         self._pids = [process.pid for process in members]
         cpu, resident, threads = 0.0, 0.0, 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from time import thread_time
@@ -16,11 +17,13 @@ from time import thread_time
 import psutil
 
 from wiseflow_nb.records import NAN, EventRecord, Limits, Sample
+from wiseflow_nb.resources._apart import Apart
 from wiseflow_nb.resources._container import PRESSURES, Container
 from wiseflow_nb.resources._disk import Disk, Disks
 from wiseflow_nb.resources._files import KeptFiles
 from wiseflow_nb.resources._host import Host, LinuxHost
 from wiseflow_nb.resources._limits import Bound, bound, kill_files
+from wiseflow_nb.resources._linux import CLOCK_TICKS
 from wiseflow_nb.resources._part import CHEAP_SECONDS, FAILURES, Part, Values
 from wiseflow_nb.resources._portable import PortableHost, PortableTree
 from wiseflow_nb.resources._together import Together
@@ -28,7 +31,12 @@ from wiseflow_nb.resources._tree import PSS_SECONDS, LinuxTree, Tree
 
 #: A container's limits can change while it runs: they are looked at again after so long.
 LIMITS_SECONDS = 30.0
+#: In such steps the kernel tells the CPU time of processes.
+TICK_SECONDS = 1.0 / CLOCK_TICKS
+#: In the watched process itself a file system that hangs must hold up neither the sampling nor a cell.
+PATIENCE_SECONDS = 2.0
 LINUX_FILES, PSUTIL = "linux files", "psutil"
+LINUX = sys.platform == "linux"
 #: What a limit binds: the machine, a control group, or this tree of processes alone.
 HOST, GROUP, TREE = range(3)
 
@@ -52,13 +60,19 @@ class Probe:
     root
         Where ``/proc`` and ``/sys`` are; for tests.
     exclude_pids
-        Processes that are not counted in the tree.
+        Processes that are not counted in the tree. When one ends, and is waited for by a process of the
+        tree, what it had used by the reading before is taken off the tree's CPU time.
     environ
         Default ``os.environ``; see ``effective_limits``.
     portable
         Read through psutil only (what other systems than Linux always do).
     timer
         What parts' costs are measured with, in seconds; for tests.
+    left_seconds
+        CPU seconds of processes like those excluded that were waited for before; taken off as well.
+    patience
+        Seconds for which a file system is waited for, on a thread beside this one: one that hangs costs its
+        columns, and is told. Default None: for ever, without another thread.
 
     Notes
     -----
@@ -103,6 +117,7 @@ class Probe:
         "_network",
         "_own_cpu",
         "_parts",
+        "_patience",
         "_pressure",
         "_processes",
         "_pss",
@@ -126,15 +141,24 @@ class Probe:
         environ: Mapping[str, str] | None = None,
         portable: bool = False,
         timer: Callable[[], float] = time.perf_counter,
+        left_seconds: float = 0.0,
+        patience: float | None = None,
     ) -> None:
         self.pid = pid
         self.portable = portable or not os.path.isdir(os.path.join(root, "proc", "self"))
         self._root, self._environ, self._timer = root, environ, timer
-        self._disks = Disks(disk_path, self.portable)
+        self._patience = patience
+        self._disks = Disks(disk_path, self.portable, patience)
         self._files = files = KeptFiles()
         host: Host = PortableHost() if self.portable else LinuxHost(root, files)
-        tree: Tree = PortableTree(pid, exclude_pids) if self.portable else LinuxTree(pid, root, exclude_pids, files)
-        self._host, self._tree = host, tree
+        self._host = host
+        tree: Tree
+        if self.portable:
+            # Elsewhere nobody takes over the time of those that ended.
+            tree = PortableTree(pid, exclude_pids, Apart("/proc", exclude_pids, files, left_seconds) if LINUX else None)
+        else:
+            tree = LinuxTree(pid, root, exclude_pids, files, left_seconds)
+        self._tree = tree
         self._container = container = Container(root, files)
         self._told: list[tuple[str, str]] = []
         self._events: list[EventRecord] = []
@@ -220,7 +244,8 @@ class Probe:
     @disk_path.setter
     def disk_path(self, text: str) -> None:
         if text != self._disks.text:
-            self._disks = Disks(text, self.portable)
+            self._disks.close()
+            self._disks = Disks(text, self.portable, self._patience)
 
     def disks(self) -> tuple[Disk, ...]:
         """Each watched path's file system, as of the last reading; NaN before the first."""
@@ -240,7 +265,8 @@ class Probe:
         started = timer()
         # The parts are timed one by one when the last reading was dear as a whole.
         dear = self._dear
-        own = thread_time() if self._in_kernel else 0.0
+        own, disks = thread_time() if self._in_kernel else 0.0, self._disks
+        beside = disks.cpu_seconds if self._patience is not None else 0.0
         if self._files.forked:
             self._files.after_fork()
         if now >= self._look_due or self._look_due == INF:
@@ -295,6 +321,8 @@ class Probe:
             self._told = []
         if self._in_kernel:
             self._own_cpu += thread_time() - own
+            if self._patience is not None:
+                self._own_cpu += disks.cpu_seconds - beside
         duration = timer() - started
         self._dear = duration > CHEAP_SECONDS
         # Groups of columns in the order of the schema.
@@ -352,9 +380,14 @@ class Probe:
                 found.append((pid, process.name(), float(process.memory_info().rss), cpu.user + cpu.system))
         return tuple(sorted(found, key=lambda item: -item[2])[:count])
 
+    def rest(self) -> None:
+        """Let the thread end that waits for file systems: there is no next reading for a while."""
+        self._disks.close()
+
     def close(self) -> None:
-        """Close the kept files."""
+        """Close the kept files; what is read later is opened anew."""
         self._files.close()
+        self.rest()
 
     def _tell(self, kind: str, message: str) -> None:
         self._told.append((kind, message))
@@ -465,7 +498,8 @@ class Probe:
             # Affinity and the environment bind this tree of processes; so does a group whose CPU time
             # is counted elsewhere.
             used, part = (group_cpu, self._group_cpu) if cpu_level == GROUP else (tree_cpu, self._processes)
-            utilization = self._rate(used, now, part.slow) / cores
+            least = 0.0 if cpu_level == GROUP else TICK_SECONDS
+            utilization = self._rate(used, now, least, part.slow) / cores
         total, spare, _ = memory
         if memory_level == HOST:
             used = total - spare
@@ -478,15 +512,20 @@ class Probe:
             return cores, utilization, NAN, used, spare, NAN
         return cores, utilization, limit, used, available, used / limit
 
-    def _rate(self, used: float, now: float, slow: bool) -> float:
+    def _rate(self, used: float, now: float, least: float, slow: bool) -> float:
         """CPU seconds a second since the last reading that had them; NaN at the first.
 
-        NaN, too, where fewer are counted than before: a process left the tree with its time.
+        NaN, too, where fewer are counted than before: a process left the tree with its time. And where no
+        more than ``least`` seconds, of what the counter is told in, went by: then the next reading is
+        compared with the one before this.
         Where they are read less often than samples are taken, the samples between repeat the last one.
         """
         if used != used:
             return self._cores_used if slow else NAN
-        before, self._cpu_before = self._cpu_before, (now, used)
+        before = self._cpu_before
+        if before is not None and 0.0 <= now - before[0] <= least:
+            return NAN
+        self._cpu_before = (now, used)
         if before is None or now <= before[0] or used < before[1]:
             self._cores_used = NAN
         else:

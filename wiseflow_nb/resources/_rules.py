@@ -57,6 +57,14 @@ class AlertRule:
     phrase
         The message's beginning, with ``{value}`` in it; default ``<resource> at {value}``.
 
+    Notes
+    -----
+    A rule sees the samples, not what is between them. Whatever the interval, what holds for ``for_seconds``
+    and two intervals fires exactly once, by then at the latest, and one that is over is told within
+    ``keep_seconds`` and two intervals; what is shorter than ``for_seconds`` does not fire unless it comes
+    again and again. So at 10 s between samples (an idle session) an alert may come 20 s later than at
+    once, and a peak of less than 10 s may not be seen.
+
     Examples
     --------
     >>> AlertRule("many files", "descriptors", "process_open_fds", 500, 900, unit="files").unit

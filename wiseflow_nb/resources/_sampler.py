@@ -133,6 +133,7 @@ class Sampler:
         self._watched_until = -1.0
         self._last_until: float | None = None
         self._wake = threading.Event()
+        self._soon: Callable[[], None] | None = None
         self._stop = False
         self._finished = False
         self._schedule: Schedule | None = None
@@ -165,6 +166,14 @@ class Sampler:
             closed = self._engine.replace_rules(plan.all_rules(), self._clock.time())
         for transition in closed:
             self._on_alert(transition)
+        self._wake.set()
+
+    def soon(self, change: Callable[[], None]) -> None:
+        """Call this on the sampling thread before it does anything else, and at once; only the last that was given.
+
+        So that many changes of the rules in a row cost one new plan, not one each.
+        """
+        self._soon = change
         self._wake.set()
 
     def acknowledge(self, alert_id: str) -> bool:
@@ -215,6 +224,9 @@ class Sampler:
         """Take the sample that is due, if one is; return the seconds until the next, None at the end."""
         if self._stop:
             return None
+        change, self._soon = self._soon, None
+        if change is not None:
+            change()
         now = self._clock.monotonic()
         interval = self.interval(now)
         schedule = self._schedule

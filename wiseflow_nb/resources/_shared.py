@@ -68,12 +68,18 @@ class SharedProbe:
         with self.lock:
             return self._now().read(**stamps)
 
-    def read_now(self, time_seconds: float, monotonic_seconds: float) -> Sample:
-        """Return a reading that leaves the rates of ``read`` alone; of a user's probe, one like any other."""
+    def read_now(self, time_seconds: float, monotonic_seconds: float, rest: bool = False) -> Sample:
+        """Return a reading that leaves the rates of ``read`` alone; of a user's probe, one like any other.
+
+        ``rest``: nobody else reads, so leave no thread behind.
+        """
         with self.lock:
             probe = self._now()
             if isinstance(probe, Probe):
-                return probe.read_now(time_seconds=time_seconds, monotonic_seconds=monotonic_seconds)
+                found = probe.read_now(time_seconds=time_seconds, monotonic_seconds=monotonic_seconds)
+                if rest:
+                    probe.rest()
+                return found
             return probe.read(
                 time_seconds=time_seconds, monotonic_seconds=monotonic_seconds, interval_seconds=NAN, gap=False
             )

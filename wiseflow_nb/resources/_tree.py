@@ -12,6 +12,7 @@ import psutil
 
 from wiseflow_nb.records import NAN
 from wiseflow_nb.resources import _linux
+from wiseflow_nb.resources._apart import Apart
 from wiseflow_nb.resources._files import KeptFiles, Source
 
 #: PSS is read so seldom, and more seldom where it is dear: it costs 19 ms a mapped GB.
@@ -59,13 +60,16 @@ class LinuxTree:
     root
         Where ``/proc`` is; for tests.
     exclude
-        Processes that are not counted, nor what they started.
+        Processes that are not counted, nor what they started; nor their time, once they were waited for.
     files
         The kept files.
+    left_seconds
+        CPU seconds of such processes that were waited for before.
     """
 
     __slots__ = (
         "_alive",
+        "_apart",
         "_exclude",
         "_fds",
         "_files",
@@ -85,10 +89,13 @@ class LinuxTree:
         "generation",
     )
 
-    def __init__(self, pid: int, root: str, exclude: frozenset[int], files: KeptFiles) -> None:
+    def __init__(
+        self, pid: int, root: str, exclude: frozenset[int], files: KeptFiles, left_seconds: float = 0.0
+    ) -> None:
         self._pid = pid
         self._root, self._proc = root, os.path.join(root, "proc")
         self._exclude, self._files = exclude, files
+        self._apart = Apart(self._proc, exclude, files, left_seconds) if exclude or left_seconds else None
         self._alive = True
         self._members: dict[int, _Member] = {pid: _Member(self._proc, pid)}
         #: Another one as soon as ``stats`` are others, or their values.
@@ -136,7 +143,9 @@ class LinuxTree:
             If it cannot be seen.
         """
         totals = self._sum() if self._is_known(newest) else None
-        return self._list() if totals is None else totals
+        if totals is None:
+            totals = self._list()
+        return totals if self._apart is None else self._without(self._apart, totals)
 
     @property
     def stats(self) -> list[Source]:
@@ -158,13 +167,21 @@ class LinuxTree:
             self._listings_left -= 1
         # Stats first, children later: who started or ended between the two is noticed.
         elif not (self._is_known(newest) or self._same_children()):
-            return self._list()
-        return (
+            totals = self._list()
+            return totals if self._apart is None else self._without(self._apart, totals)
+        totals = (
             self._ticks / _linux.CLOCK_TICKS,
             float(self._pages * _linux.PAGE_BYTES),
             float(len(self._members)),
             float(self._threads),
         )
+        return totals if self._apart is None else self._without(self._apart, totals)
+
+    def _without(self, apart: Apart, totals: Totals) -> Totals:
+        # Looked at after the members: what was still there then was in nobody's time when they were read.
+        while apart.look(self._members):
+            totals = self._list()
+        return (apart.taken_off(totals[0]), *totals[1:])
 
     def _keep(self, member: _Member, data: bytes) -> None:
         """Keep what a member says, and the sums with it: they cost nothing for members that stood still."""

@@ -32,10 +32,10 @@ from wiseflow_nb.records import (
     alert_view,
 )
 from wiseflow_nb.resources._announcer import AlertCallback, Announcer, CallbackStats
-from wiseflow_nb.resources._by_settings import UserRule, sampling_plan, user_rule
+from wiseflow_nb.resources._by_settings import UserRules, user_rule
 from wiseflow_nb.resources._forks import tell_of_forks
 from wiseflow_nb.resources._function_rules import FunctionRules, Watcher
-from wiseflow_nb.resources._probe import Probe
+from wiseflow_nb.resources._probe import PATIENCE_SECONDS, Probe
 from wiseflow_nb.resources._ring import RingReader
 from wiseflow_nb.resources._rules import FUNCTION, AlertRule
 from wiseflow_nb.resources._sampler import Sampler, SampleSource, SamplingPlan
@@ -98,7 +98,9 @@ class ResourceMonitor:
     ) -> None:
         self._settings = load_settings() if settings is None else settings
         self._clock = clock
-        make: Callable[[], Probe] = lambda: Probe(os.getpid() if pid is None else pid, self._settings.disk_path)  # noqa: E731
+        make: Callable[[], Probe] = lambda: Probe(  # noqa: E731
+            os.getpid() if pid is None else pid, self._settings.disk_path, patience=PATIENCE_SECONDS
+        )
         self._probe = SharedProbe(make(), make) if probe is None else SharedProbe(probe, None)
         self._ring_path = ring_path
         self._ring: RingReader | None = None
@@ -111,7 +113,8 @@ class ResourceMonitor:
         self.bus = EventBus() if bus is None else bus
         self._announcer = Announcer(self.bus, clock)
         # What the user gave; those with a function are judged in this process.
-        self._rules: dict[tuple[str, str], UserRule] = {}
+        self._rules = UserRules()
+        self._plan_lock = threading.Lock()  # a plan is made and taken at once
         self._functions = FunctionRules(self.latest, clock, self._own_alert, self._own_event)
         #: Told of the alerts of rules with a function, before they are announced.
         self.on_own_alert: Callable[[AlertTransition], None] | None = None
@@ -132,8 +135,9 @@ class ResourceMonitor:
         """Forget the parent's threads, locks, samples and alerts: this is its forked child."""
         self._probe.after_fork()
         self._functions.after_fork()
+        self._rules.after_fork()
         self._announcer.after_fork()
-        self._lock = threading.Lock()
+        self._lock, self._plan_lock = threading.Lock(), threading.Lock()
         self._running, self._thread, self._sampler = False, None, None
         self._kept = collections.deque(maxlen=KEPT_SAMPLES)
         self._transitions = collections.deque(maxlen=KEPT_TRANSITIONS)
@@ -176,6 +180,7 @@ class ResourceMonitor:
         if sampler is not None and self._thread is not None:
             sampler.stop()
             self._thread.join(timeout)
+            self._thread = None
             sampler.finish()
         self._announcer.stop(timeout)
         if self._probe.lock.acquire(timeout=timeout):
@@ -216,9 +221,7 @@ class ResourceMonitor:
 
     def plan(self, revision: int = 0) -> SamplingPlan:
         """How often is sampled and what is judged, by the settings and the rules that were added."""
-        functions = self._functions.keys()
-        rules = tuple(item.rule for key, item in self._rules.items() if key not in functions)
-        return replace(sampling_plan(self._settings, rules, revision), replaced=functions)
+        return self._rules.plan(self._settings, self._functions.keys(), revision)
 
     def set_busy(self, busy: bool) -> None:
         """Alone: work runs (or none does any more), so sample at the busy interval (or the idle one)."""
@@ -235,9 +238,9 @@ class ResourceMonitor:
         """Read now, on this thread; the reading is returned and not kept.
 
         Its rates are those since the newest reading, a scheduled one or another of these (NaN at the very
-        first). Scheduled samples are the same however often this is called, unless the probe is your own.
+        first, and within 0.01 s, which the kernel counts CPU time in: over no time there is no rate). Scheduled samples are the same however often this is called, unless the probe is your own.
         """
-        return self._probe.read_now(self._clock.time(), self._clock.monotonic())
+        return self._probe.read_now(self._clock.time(), self._clock.monotonic(), rest=self._thread is None)
 
     def latest(self) -> Sample | None:
         """The newest sample that was taken on schedule, or None before the first."""
@@ -442,10 +445,9 @@ class ResourceMonitor:
             repeat_seconds=repeat_seconds,
         )
         rule = made.rule
-        key = (rule.name, rule.resource)
-        self._rules = {**self._rules, key: made}
+        self._rules.add(made)
         if isinstance(watch, str):
-            self._functions.discard(key)
+            self._functions.discard((rule.name, rule.resource))
         else:
             self._functions.add(rule, watch)
         # A rule with a function, too, takes the place of one that is judged elsewhere.
@@ -454,9 +456,7 @@ class ResourceMonitor:
 
     def remove_rule(self, name: str) -> bool:
         """Forget an added rule; its open alert is resolved. Return whether there was one of that name."""
-        left = {key: rule for key, rule in self._rules.items() if key[0] != name}
-        gone = len(left) < len(self._rules)
-        self._rules = left
+        gone = self._rules.remove(name)
         self._functions.remove(name)
         if gone:
             self._rules_changed()
@@ -526,18 +526,20 @@ class ResourceMonitor:
         """Take new settings, from the next sample on."""
         self._settings = settings
         self._probe.follow(settings.disk_path)
-        before, self._rules = self._rules, {key: item.by(settings) for key, item in self._rules.items()}
-        for key, item in self._rules.items():
-            if item != before[key]:
-                self._functions.change(item.rule)
-        if self._sampler is not None:
-            self._sampler.configure(self.plan())
+        for rule in self._rules.follow(settings):
+            self._functions.change(rule)
+        self._take_plan()
 
     def _rules_changed(self) -> None:
         if self._sampler is not None:
-            self._sampler.configure(self.plan())
+            self._sampler.soon(self._take_plan)
         if self.on_rules_change is not None:
             self.on_rules_change()
+
+    def _take_plan(self) -> None:
+        with self._plan_lock:
+            if (sampler := self._sampler) is not None:
+                sampler.configure(self.plan())
 
     def _own_alert(self, transition: AlertTransition) -> None:
         if self.on_own_alert is not None:

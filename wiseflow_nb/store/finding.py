@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wiseflow_nb.records import SessionInfo
 from wiseflow_nb.store.paths import known_roots, sessions_root
-from wiseflow_nb.store.reader import list_sessions, live_and_newest_first, session_directory
+from wiseflow_nb.store.reader import list_sessions, live_and_newest_first, newer_sessions, session_directory
 
 
 def all_sessions(state_dir: str, now: float, *more: Path) -> list[SessionInfo]:
@@ -16,6 +16,13 @@ def all_sessions(state_dir: str, now: float, *more: Path) -> list[SessionInfo]:
     """
     found = [info for root in _roots(state_dir, more) for info in list_sessions(root, now)]
     return sorted(found, key=live_and_newest_first)
+
+
+def newer_text(state_dir: str) -> str:
+    """What to say of the sessions that no list has, as a newer version wrote them; empty where there are none."""
+    counts = [(root, len(newer_sessions(root))) for root in _roots(state_dir, ())]
+    where = ", ".join(f"{count} in {root}" for root, count in counts if count)
+    return f"passed over, as a newer version of wiseflow_nb wrote them: {where}; upgrade to read them" if where else ""
 
 
 def _roots(state_dir: str, more: tuple[Path, ...]) -> list[Path]:

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wiseflow_nb.errors import SessionNotFoundError, StoreError
+from wiseflow_nb.errors import SessionNotFoundError, StoreError, StoreVersionError
 from wiseflow_nb.records import (
     NAN,
     SAMPLE_COLUMNS,
@@ -131,6 +131,11 @@ class StoreReader:
         """Who the session is and whether it is live, ended or crashed at ``now`` (epoch seconds)."""
         return info_from_meta(self.meta(), self.directory, now)
 
+    def count_changed(self, since_rev: int, most: int) -> int:
+        """How many task rows have a ``rev`` above the given one; ``most + 1`` where there are more than ``most``."""
+        # By the index alone: no row is looked at.
+        return len(self.query("SELECT 1 FROM tasks WHERE rev > ? LIMIT ?", (since_rev, most + 1)))
+
     def changed_tasks(self, since_rev: int = 0, limit: int = 100_000) -> list[TaskRecord]:
         """The task rows with a ``rev`` above the given one, oldest change first."""
         rows = self.query(f"{_SELECT_TASKS} WHERE rev > ? ORDER BY rev LIMIT ?", (since_rev, limit))
@@ -148,6 +153,12 @@ class StoreReader:
             (state.value, until_rev, limit),
         )
         return [_task(row) for row in rows]
+
+    def unfinished_named(self, name: str) -> list[str]:
+        """The ids of the tasks of a name in a state that is not terminal, oldest change first."""
+        # The plus keeps SQLite from a walk over all in the order of their change.
+        rows = self.query(f"SELECT task_id FROM tasks WHERE {UNFINISHED} AND name = ? ORDER BY +rev", (name,))
+        return [str(task_id) for (task_id,) in rows]
 
     def task(self, task_id: str) -> TaskRecord | None:
         """One task row."""
@@ -477,6 +488,20 @@ def list_sessions(root: Path, now: float) -> list[SessionInfo]:
         if any(moment == moment for moment in (info.started_seconds, info.last_seen_seconds, info.ended_seconds)):
             found.append(info)
     return sorted(found, key=live_and_newest_first)
+
+
+def newer_sessions(root: Path) -> list[Path]:
+    """The directories below ``root`` of sessions whose file a newer version has written: no list has them."""
+    found: list[Path] = []
+    for directory in sorted(root.iterdir()) if root.is_dir() else []:
+        if valid_session_id(directory.name):
+            try:
+                StoreReader(directory).close()
+            except StoreVersionError:
+                found.append(directory)
+            except (SessionNotFoundError, StoreError, OSError):
+                continue
+    return found
 
 
 def live_and_newest_first(info: SessionInfo) -> tuple[bool, float]:

@@ -332,12 +332,14 @@ class StoreWriter:
         self.write_blocks(partial=True)
 
     def forget_samples(self, now: float, retention: Sequence[float] = TIER_RETENTION_SECONDS) -> bool:
-        """Delete a few blocks of samples older than their tier keeps, and give pages back; return whether more wait.
+        """Delete a few blocks of samples older than their tier keeps; return whether more of them wait.
+
+        Their age is that by the monotonic clock: no reading of the other one, however wrong, makes them old.
 
         Parameters
         ----------
         now
-            Seconds since the epoch.
+            Monotonic seconds.
         retention
             Seconds that each tier keeps. No raw sample goes before the tiers above have it in a
             block of theirs.

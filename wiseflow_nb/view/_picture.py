@@ -18,6 +18,8 @@ _UNFINISHED = (TaskState.RUNNING, TaskState.CANCELLING, TaskState.RETRY_WAIT, Ta
 class TaskSource(Protocol):
     """Where tasks are read from: the oldest change first, or the newest."""
 
+    def count_changed(self, since_rev: int, most: int) -> int: ...
+
     def changed_tasks(self, since_rev: int, limit: int) -> Sequence[TaskRecord]: ...
 
     def newest_tasks(self, limit: int, until_rev: int = ...) -> Sequence[TaskRecord]: ...
@@ -35,10 +37,9 @@ class Picture(NamedTuple):
 
 def picture(source: TaskSource, since_rev: int) -> Picture:
     """Return what changed after ``since_rev``; a first picture where that is 0, or more than fits into one."""
-    if since_rev > 0:
-        changed = source.changed_tasks(since_rev, CHANGED_TASKS + 1)
-        if len(changed) <= CHANGED_TASKS:
-            return Picture(tuple(changed), False, 0)
+    # Counted before they are read: what does not fit is never made into records.
+    if since_rev > 0 and source.count_changed(since_rev, CHANGED_TASKS) <= CHANGED_TASKS:
+        return Picture(tuple(source.changed_tasks(since_rev, CHANGED_TASKS)), False, 0)
     found = list(source.newest_tasks(SHOWN_TASKS + 1))
     if len(found) <= SHOWN_TASKS:
         return Picture(tuple(reversed(found)), True, 0)

@@ -71,7 +71,8 @@ class SessionView(Protocol):
 
         A column is one of ``SAMPLE_COLUMNS`` or, for a counter ``x_total``, its rate ``x_per_second``.
         A gap is a row of NaN. More than ``max_points`` samples are decimated, minima and maxima kept;
-        what is older than the raw samples comes from the finest tier that reaches back so far.
+        what is older than the raw samples comes from the finest tier that reaches back so far. The times
+        never go back: where the clock was set back, the points of both passes are side by side.
         """
         ...
 

@@ -28,7 +28,7 @@ from wiseflow_nb.records import (
     valid_text,
 )
 from wiseflow_nb.store.commands import logged, send, sender, validate, wait_for_log
-from wiseflow_nb.store.finding import all_sessions, find_session
+from wiseflow_nb.store.finding import all_sessions, find_session, newer_text
 from wiseflow_nb.store.paths import DATABASE_NAME, database_uri, in_memory, sessions_root
 from wiseflow_nb.store.reader import (
     MOST_REV,
@@ -60,6 +60,16 @@ class LocalTasks:
 
     def __init__(self, session: LocalSession, stored: Callable[[int, int], Sequence[TaskRecord]]) -> None:
         self._session, self._stored = session, stored
+
+    def count_changed(self, since_rev: int, most: int) -> int:
+        """How many have changed since; above ``most`` some number above it."""
+        newest, span = self._session.task_rev(), CHANGES_A_TASK * most
+        while True:
+            since = max(newest - span, since_rev)
+            found = len(self._session.task_records(since))
+            if found > most or since == since_rev:
+                return found
+            span *= 4
 
     def changed_tasks(self, since_rev: int, limit: int) -> Sequence[TaskRecord]:
         """Oldest change first."""
@@ -250,6 +260,10 @@ class StoreView(StoredFrames, Verbs):
             return task
         return after_the_end(task)
 
+    def unfinished_named(self, name: str) -> Sequence[str]:
+        """The ids of the tasks of that name that have not ended, the oldest change first."""
+        return self._store().unfinished_named(name)
+
     def task_history(self) -> pd.DataFrame:
         """Every task: one row each, indexed by its id; what was in flight at the end reads lost."""
         tasks = self._store().changed_tasks(0, MOST_REV)
@@ -302,4 +316,7 @@ def default_view(settings: Settings | None = None) -> SessionView:
     for info in [*live, *(item for item in found if item.session_id == own), *found]:
         return StoreView(Path(info.path))
     where = sessions_root(settings.state_dir)[0]
-    raise SessionNotFoundError(f"no session is recorded in {where}; load the extension in a notebook first")
+    newer = newer_text(settings.state_dir)
+    raise SessionNotFoundError(
+        f"no session is recorded in {where}; " + (newer or "load the extension in a notebook first")
+    )
