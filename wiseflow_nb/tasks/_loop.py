@@ -198,7 +198,13 @@ class LoopThread:
         """Cancel what is left, stop the loop, and wait for its thread."""
         with self._lock:
             loop, thread, self._stopping = self._loop, self._thread, True
+            begun = thread is not None and thread.is_alive()
+            if not begun:  # an interrupt came before it began: it ends as soon as it looks, if it ever comes
+                self._thread = None
         if loop is None or thread is None:
+            return
+        if not begun:
+            loop.close()
             return
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(loop.stop)
