@@ -41,6 +41,10 @@ _MOMENTS = frozenset(
 )
 
 
+#: Fields whose values are shown as they are.
+_PLAIN = frozenset({"str", "Mapping[str, Any]"})
+
+
 def _frame(cls: type[Any], records: Iterable[Any], index: str) -> pd.DataFrame:
     import pandas as pd
 
@@ -52,6 +56,8 @@ def _frame(cls: type[Any], records: Iterable[Any], index: str) -> pd.DataFrame:
             columns[item.name.removesuffix("_seconds")] = _moments(values)
         elif str(item.type) == "float":
             columns[item.name] = pd.Series(values, dtype="float64")
+        elif str(item.type) in _PLAIN:
+            columns[item.name] = pd.Series(values, dtype="object")
         else:
             plain = [value.name.lower() if isinstance(value, enum.IntEnum) else _text(value) for value in values]
             columns[item.name] = pd.Series(plain, dtype="int64" if str(item.type) == "int" else "object")

@@ -107,7 +107,8 @@ def probes() -> Iterator[Callable[..., Probe]]:
     made: list[Probe] = []
 
     def make(*arguments: Any, **options: Any) -> Probe:
-        made.append(Probe(*arguments, **options))
+        # On a loaded machine a look at every process can be dear, and is taken less often then.
+        made.append(Probe(*arguments, timer=lambda: 0.0, **options))
         return made[-1]
 
     yield make
@@ -206,8 +207,7 @@ input()
     assert top.stdout is not None
     try:
         excluded, _ = map(int, top.stdout.readline().split())
-        # On a loaded machine a look at every process can be dear, and is taken less often then.
-        probe = probes(top.pid, portable=portable, exclude_pids=frozenset({excluded}), timer=lambda: 0.0)
+        probe = probes(top.pid, portable=portable, exclude_pids=frozenset({excluded}))
         found = [read(probe).process_cpu_seconds_total for _ in range(3)]
         for _ in range(2):
             top.stdin.write("\n")

@@ -119,8 +119,10 @@ class Calls:
 
 
 @pytest.fixture
-def calls(pool: ThreadPoolManager, tmp_path: Path) -> Calls:
-    return Calls(pool, tmp_path / "begun")
+def calls(pool: ThreadPoolManager, tmp_path: Path) -> Iterator[Calls]:
+    made = Calls(pool, tmp_path / "begun")
+    yield made
+    made.go()  # or a test that fails would leave the pool waiting
 
 
 def test_short_calls_of_one_function_are_handed_ahead_in_their_order(calls: Calls, watch: Watch) -> None:
@@ -151,7 +153,7 @@ def test_a_worker_that_is_killed_takes_its_own_call_alone(calls: Calls, pool: Th
 def test_what_was_handed_ahead_is_cancelled_as_anything_that_waits(calls: Calls, watch: Watch) -> None:
     calls.submit(*["quick"] * 9, "hold", *["quick"] * 9)
     wait_until(lambda: 9 in calls.begun())
-    assert calls.futures[9].running()
+    wait_until(calls.futures[9].running)  # the worker begins it before the kernel hears of it
     assert [future.cancel() for future in calls.futures[9:14]] == [False, True, True, True, True]
     calls.go()
     assert calls.states() == ["done"] * 10 + ["never ran"] * 4 + ["done"] * 5
@@ -209,7 +211,7 @@ def test_a_call_behind_a_long_one_runs_where_a_worker_is_free(tmp_path: Path) ->
         calls.submit(*["quick"] * 40, "hold", *["quick"] * 40)
         for future in calls.futures[41:]:
             future.result(WAIT)
-        assert calls.futures[40].running()
+        wait_until(calls.futures[40].running)
         calls.go()
         assert calls.states() == ["done"] * 81
         assert sorted(calls.begun()) == list(range(81))

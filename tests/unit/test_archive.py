@@ -259,6 +259,16 @@ def test_columns_and_index_of_a_tier(make: Make) -> None:
     assert "disk_read_bytes_total_min" not in made
 
 
+@pytest.mark.parametrize("count", [0, 700, 4000])
+def test_some_columns_of_a_tier_are_those_of_all(make: Make, count: int) -> None:
+    archive = make(signal(count), end=True)
+    names = ("monotonic_seconds", "cpu_utilization_ratio", "gap")
+    whole, covered = archive._store.tier_blocks(1, START + 100.0, START + 3000.0)
+    some = archive._store.tier_blocks(1, START + 100.0, START + 3000.0, names)
+    assert some[1] == covered
+    np.testing.assert_array_equal(some[0], whole[..., [AT[name] for name in names]])
+
+
 def test_a_session_without_samples_has_empty_histories(make: Make) -> None:
     archive = make([])
     for resolution in (None, "raw", "10s", 300):

@@ -17,7 +17,17 @@ from wiseflow_nb.errors import CommandError, UsageError
 from wiseflow_nb.frames import command_frame, export_frame
 from wiseflow_nb.recorder._desk import CommandDesk
 from wiseflow_nb.records import CommandResult
-from wiseflow_nb.store.commands import MAX_ARGUMENT_BYTES, VERBS, is_secret_name, logged, send, validate
+from wiseflow_nb.store.commands import (
+    MAX_ARGUMENT_BYTES,
+    VERBS,
+    is_secret_name,
+    logged,
+    open_to_send,
+    patiently,
+    send,
+    validate,
+)
+from wiseflow_nb.store.paths import database_uri
 from wiseflow_nb.store.reader import StoreReader
 from wiseflow_nb.store.writer import COMMANDS_AT_ONCE, StoreWriter
 from wiseflow_nb.testing import FakeClock
@@ -339,3 +349,32 @@ def test_a_command_dated_in_the_future_is_told_so(office: Office) -> None:
     number = office.insert("pause", "{}", created=office.clock.time() + 100.0)
     office.desk.poll()
     assert "dated in the future" in office.row(number)[2]
+
+
+def test_who_sends_comes_next_when_the_file_is_free_and_gives_up_when_it_never_is(office: Office) -> None:
+    uri = database_uri(office.directory / "session.sqlite", "rw")
+    with contextlib.closing(open_to_send(uri)) as connection:
+        office.writer.begin()
+        office.writer.meta("heartbeat", 1.0)
+        asked = 0
+
+        def trace(_: str) -> None:
+            nonlocal asked
+            asked += 1
+            if asked == 5:
+                office.writer.commit()
+
+        connection.set_trace_callback(trace)
+        statement = "INSERT INTO commands (created_seconds, who, verb, arguments) VALUES (1, 'w', 'pause', '{}')"
+        number = patiently(connection, statement, patience=30.0, poll=0.0).lastrowid
+        assert asked >= 5
+        assert office.row(number)[0] == "new"
+        office.writer.meta("heartbeat", 2.0)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            patiently(connection, statement, patience=0.0)
+        # What is wrong in itself is not tried again.
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
+            patiently(connection, "INSERT INTO nowhere VALUES (1)", patience=30.0)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
+        assert connection.execute("PRAGMA wal_autocheckpoint").fetchone() == (0,)
+        office.writer.commit()

@@ -145,3 +145,20 @@ def test_what_was_reserved_in_vain_is_let_go(desk: Desk) -> None:
     assert desk.me.ahead == desk.handed[:1]
     desk.ahead.give_up(Owner(), desk.handed)
     assert desk.me.ahead == desk.handed[:1]
+
+
+def test_a_finaliser_that_cancels_while_others_are_taken_back_harms_nothing(desk: Desk) -> None:
+    first, second = desk.handed
+
+    class Finalising(Call):
+        def take_back(self) -> bool:
+            back = super().take_back()
+            if not self.told:
+                self.told.append(True)
+                assert desk.ahead.take_back(second)
+                second._fn = None  # released, as cancelled work is
+            return back
+
+    first._fn = Finalising()
+    assert desk.ahead.take_back_from(desk.me)
+    assert (desk.me.ahead, desk.ahead.held) == ([], {})

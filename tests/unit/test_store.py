@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import stat
 import threading
@@ -16,7 +17,9 @@ from wiseflow_nb.errors import CommandError, SessionNotFoundError, StoreError, S
 from wiseflow_nb.frames import task_frame
 from wiseflow_nb.recorder._retention import prune
 from wiseflow_nb.records import Sample, SessionState, TaskRecord, TaskState, to_json_dict
+from wiseflow_nb.store import finding
 from wiseflow_nb.store.commands import VERBS, send, validate
+from wiseflow_nb.store.finding import list_sessions, session_directory
 from wiseflow_nb.store.identity import identify, is_alive
 from wiseflow_nb.store.paths import (
     DATABASE_NAME,
@@ -26,7 +29,7 @@ from wiseflow_nb.store.paths import (
     sessions_root,
     valid_session_id,
 )
-from wiseflow_nb.store.reader import StoreReader, after_the_end, list_sessions, session_directory
+from wiseflow_nb.store.reader import StoreReader, after_the_end
 from wiseflow_nb.store.schema import MIGRATIONS
 from wiseflow_nb.store.writer import StoreWriter
 from wiseflow_nb.view import StoreView
@@ -355,6 +358,47 @@ def test_a_damaged_row_of_the_meta_table_takes_neither_the_list_nor_the_view_dow
     view.close()
     prune(tmp_path, own_id="own", now=100.0, max_age=1000.0, max_bytes=10**12)
     assert bad.is_dir()
+
+
+def test_the_files_of_sessions_that_are_over_are_opened_again_only_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, other, live = (recorded(tmp_path, f"20250101-00000{number}-aaaaaa") for number in range(3))
+    now = time.time()
+    for directory in (ended, other, live):
+        with contextlib.closing(StoreWriter(directory / "session.sqlite")) as writer:
+            writer.meta("heartbeat", now)
+            writer.meta("identity", None)
+            writer.meta("ended_seconds", None if directory is live else now)
+    opened: list[Path] = []
+
+    class Counted(StoreReader):
+        def __init__(self, directory: Path) -> None:
+            opened.append(directory)
+            super().__init__(directory)
+
+    monkeypatch.setattr(finding, "StoreReader", Counted)
+    over: finding.Over = {}
+
+    def listed() -> tuple[dict[str, str], list[Path]]:
+        opened.clear()
+        return {info.session_id: info.title for info in list_sessions(tmp_path, now, over)}, sorted(opened)
+
+    first = listed()
+    assert first[1] == [ended, other, live]
+    assert listed() == (first[0], [live])
+    with contextlib.closing(StoreWriter(other / "session.sqlite")) as writer:
+        writer.meta("title", "another")
+    assert listed() == ({**first[0], other.name: "another"}, [other, live])
+    # A recorder that goes on writes to the log first.
+    writer = StoreWriter(ended / "session.sqlite")
+    writer.meta("ended_seconds", None)
+    writer.commit()
+    assert listed()[1] == [ended, live]
+    assert [info.state for info in list_sessions(tmp_path, now, over)].count(SessionState.LIVE) == 2
+    writer.close()
+    shutil.rmtree(other)
+    assert set(listed()[0]) == {ended.name, live.name}
 
 
 def test_what_is_damaged_is_named(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_where_counts_do_not_tell_a_runner_takes_one_task(
             tasks.submit(_bare)
         stage.run()
         assert tasks.counts()["completed"] == 5
-    assert sum(started) >= 5
+    assert len(started) >= 5
     assert list(_kept._tell.values()) == [False]
     check_closed_manager(tasks)
 

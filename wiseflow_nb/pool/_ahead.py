@@ -74,7 +74,11 @@ class Ahead:
     def take_back_from(self, owner: Worker) -> bool:
         """Take back what a worker has handed ahead; return whether nothing of it has begun or will."""
         for work in [work for work in owner.ahead if work._state != RUNNING]:
-            if _call(work).take_back():
+            # A finaliser, which the collector runs at any step, may have come first: it finds the lock its own.
+            back = work in self.held and _call(work).take_back()
+            if work not in self.held:
+                continue
+            if back:
                 del self.held[work]
                 owner.ahead.remove(work)
             else:
@@ -110,9 +114,10 @@ class Ahead:
             return True
         promised = sum(work._state == RUNNING for work in me.ahead)
         for work in me.ahead[promised:]:
-            _call(work).take_back()
-            _call(work).go_on(well=False)
-            del self.held[work]
+            if self.held.pop(work, None) is not None:
+                call = _call(work)
+                call.take_back()
+                call.go_on(well=False)
         del me.ahead[promised:]
         for work in me.ahead:
             _call(work).go_on(well=False)

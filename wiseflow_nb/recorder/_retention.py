@@ -12,8 +12,9 @@ from pathlib import Path
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import StoreError, StoreVersionError
 from wiseflow_nb.records import SessionInfo, SessionState
+from wiseflow_nb.store.finding import list_sessions
 from wiseflow_nb.store.paths import check_owned, in_memory, valid_session_id
-from wiseflow_nb.store.reader import StoreReader, list_sessions
+from wiseflow_nb.store.reader import StoreReader
 
 logger = logging.getLogger("wiseflow_nb.recorder")
 PRUNE_SECONDS = 600.0

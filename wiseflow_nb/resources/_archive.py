@@ -28,7 +28,9 @@ class TierSource(Protocol):
         self, since: float = ..., until: float = ..., *, after: float = ..., before: float = ...
     ) -> np.ndarray: ...
 
-    def tier_blocks(self, tier: int, since: float = ..., until: float = ...) -> tuple[np.ndarray, float]: ...
+    def tier_blocks(
+        self, tier: int, since: float = ..., until: float = ..., columns: Sequence[str] = ...
+    ) -> tuple[np.ndarray, float]: ...
 
     def tier_starts(self) -> tuple[float, ...]: ...
 
@@ -167,12 +169,11 @@ class Archive:
         """The buckets of an upper tier; what its blocks do not hold yet comes from raw samples."""
         # Whole buckets at both ends: a part of one has another mean.
         since, until = whole_spans(since, until, TIER_SECONDS[tier])
-        stored, covered = self._store.tier_blocks(tier, since, until)
+        stored, covered = self._store.tier_blocks(tier, since, until, columns)
         tail = self.rows(since, until, after=covered)
-        stored = as_taken(stored, stored[:, VALUE, _MONOTONIC])
+        stored = as_taken(stored, stored[:, VALUE, columns.index("monotonic_seconds")])
         if columns is not SAMPLE_COLUMNS:
-            at = [SAMPLE_COLUMNS.index(name) for name in columns]
-            stored, tail = stored[:, :, at], tail[:, at]
+            tail = tail[:, [SAMPLE_COLUMNS.index(name) for name in columns]]
         return joined(stored, lift(tail, columns), TIER_SECONDS[tier], columns)
 
     def history(

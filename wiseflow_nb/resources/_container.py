@@ -112,14 +112,16 @@ class Container:
         if not values:
             self.working_set, self.left_elsewhere = NAN, math.inf
             return NAN, NAN
-        usage, inactive, *kills = values[: self._levels_at]
-        self.working_set = _working_set(usage, inactive)
-        at, left = self._levels_at, math.inf
+        at = self._levels_at
+        usage, kills = values[0], NAN
+        self.working_set, left = _working_set(usage, values[1]), math.inf
+        if at > 2:
+            kills = values[2] if at == 3 else sum(values[2:at])
         for limit in self._limits:
             left = min(left, limit - _working_set(values[at], values[at + 1]))
             at += 2
         self.left_elsewhere = left
-        return usage, sum(kills) if kills else NAN
+        return usage, kills
 
     def cpu(self) -> tuple[float, float]:
         """Return CPU seconds and seconds throttled.
@@ -170,12 +172,14 @@ class Container:
 
 def _usage(version: int, directory: str) -> list[Source]:
     usage, statistics, inactive = memory_files(version, directory)
-    return [Source(usage, float, 64), Source(statistics, _line(_linux.key(inactive)), 16384)]
+    return [Source(usage, _linux.number, 64), Source(statistics, _line(_linux.key(inactive)), 16384)]
 
 
 def _working_set(usage: float, inactive: float) -> float:
     # Both are counted lazily, each on its own: the difference can fall below nothing.
-    return max(usage - (inactive if inactive == inactive else 0.0), 0.0)
+    if inactive > usage:
+        return 0.0
+    return usage - inactive if inactive == inactive else usage
 
 
 def _line(wanted: bytes) -> functools.partial[float]:

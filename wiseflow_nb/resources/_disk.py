@@ -14,6 +14,7 @@ from wiseflow_nb.records import NAN
 from wiseflow_nb.resources._part import Part, Tell, Values
 from wiseflow_nb.resources._patience import Patience
 
+_OFFERED = hasattr(os, "statvfs")
 COLUMNS = ("filesystem_size_bytes", "filesystem_avail_bytes", "filesystem_utilization_ratio")
 
 
@@ -76,7 +77,7 @@ def space(path: str, portable: bool = False) -> tuple[float, float, float]:
     OSError
         If it cannot be looked at.
     """
-    if hasattr(os, "statvfs") and not portable:
+    if _OFFERED and not portable:
         # By position: names of such a record are looked up one by one.
         _, unit, blocks, free, left = os.statvfs(path)[:5]
         size, avail, used = blocks * unit, left * unit, (blocks - free) * unit

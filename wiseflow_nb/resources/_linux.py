@@ -40,6 +40,11 @@ def value_of(data: bytes, wanted: bytes) -> float:
     return float(int(data[start:end] if end >= 0 else data[start:]))
 
 
+def number(data: bytes) -> float:
+    """Return the whole number that a file consists of."""
+    return float(int(data))
+
+
 def memory_bytes(data: bytes) -> tuple[float, float, float]:
     """Return total, available and used swap of ``meminfo``, in bytes.
 
@@ -67,10 +72,9 @@ def cpu_ticks(data: bytes) -> tuple[int, int, int, int]:
 
     The first line of ``/proc/stat`` says them; time of guests is part of user time.
     """
-    _, user, nice, system, idling, waiting, hard, soft, stolen, _ = data.split(None, 9)
-    iowait, steal = int(waiting), int(stolen)
-    idle = int(idling) + iowait
-    return int(user) + int(nice) + int(system) + idle + int(hard) + int(soft) + steal, idle, iowait, steal
+    user, nice, system, idle, iowait, hard, soft, steal = map(int, data.split(None, 9)[1:9])
+    idle += iowait
+    return user + nice + system + idle + hard + soft + steal, idle, iowait, steal
 
 
 def pressure_seconds(data: bytes) -> float:

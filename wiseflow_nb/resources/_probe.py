@@ -506,8 +506,15 @@ class Probe:
         else:
             used = self._container.working_set if memory_level == GROUP else resident
         # A group may be allowed more than the machine, or a group above it, has left.
-        left = min(limit - used, self._container.left_elsewhere)
-        available = max(min(left, spare if spare == spare else limit), 0.0) if used == used else NAN
+        available = NAN
+        if used == used:
+            available, elsewhere = limit - used, self._container.left_elsewhere
+            if elsewhere < available:
+                available = elsewhere
+            if spare < available:
+                available = spare
+            if available < 0.0:
+                available = 0.0
         if limit == math.inf:
             return cores, utilization, NAN, used, spare, NAN
         return cores, utilization, limit, used, available, used / limit

@@ -11,7 +11,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,26 +190,72 @@ def send(
     """
     checked = validate(verb, arguments)
     refuse_secrets(checked.get("changes", {}))
-    cursor = connection.execute(
+    number = patiently(
+        connection,
         f"INSERT INTO commands (id, created_seconds, who, verb, arguments) VALUES ({NEXT_COMMAND}, ?, ?, ?, ?)",
         (now, who[:256], verb, json.dumps(checked)),
-    )
-    number = cursor.lastrowid
+    ).lastrowid
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        row = connection.execute(
-            "SELECT ok, message FROM commands WHERE id = ? AND status = 'done'", (number,)
+        row = patiently(
+            connection, "SELECT ok, message FROM commands WHERE id = ? AND status = 'done'", (number,)
         ).fetchone()
         if row is not None:
             return CommandResult(bool(row[0]), str(row[1]))
         time.sleep(poll)
-    withdrawn = connection.execute(
+    withdrawn = patiently(
+        connection,
         "UPDATE commands SET status = 'done', ok = 0, message = 'withdrawn', finished_seconds = ? "
         "WHERE id = ? AND status = 'new'",
         (now + timeout, number),
     ).rowcount
     what = "was withdrawn" if withdrawn else "was taken but not answered"
     raise CommandError(f"the session did not answer {verb!r} within {timeout:g} s; the command {what}")
+
+
+def open_to_send(path: str) -> sqlite3.Connection:
+    """Open a session's file (the URI of it) to send commands.
+
+    Who sends waits for no disk: a command that a power failure takes was of a session that it took as well,
+    and the log is copied back by the recorder.
+    """
+    connection = sqlite3.connect(path, uri=True, isolation_level=None, timeout=0.0)
+    try:
+        # To read the schema can be to wait for somebody who is putting the log in order.
+        patiently(connection, "PRAGMA synchronous = NORMAL")
+        patiently(connection, "PRAGMA wal_autocheckpoint = 0")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def patiently(
+    connection: sqlite3.Connection,
+    statement: str,
+    values: Sequence[Any] = (),
+    *,
+    patience: float = 2.0,
+    poll: float = 0.002,
+) -> sqlite3.Cursor:
+    """Run a statement as soon as nobody else writes, within ``patience`` seconds.
+
+    SQLite's own waiting asks ever less often, up to 0.1 s apart, and beside short steps of others comes last.
+
+    Raises
+    ------
+    sqlite3.OperationalError
+        If somebody else wrote all the while.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return connection.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            # The primary code: there are several kinds of busy.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+        time.sleep(poll)
 
 
 def wait_for_log(path: Path, timeout: float, poll: float = 0.02) -> None:

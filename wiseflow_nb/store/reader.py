@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import logging
 import math
 import os
 import sqlite3
@@ -15,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wiseflow_nb.errors import SessionNotFoundError, StoreError, StoreVersionError
+from wiseflow_nb.errors import SessionNotFoundError, StoreError
 from wiseflow_nb.records import (
     NAN,
     SAMPLE_COLUMNS,
@@ -31,7 +29,7 @@ from wiseflow_nb.records import (
     valid_text,
 )
 from wiseflow_nb.store.identity import Identity, is_alive
-from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, check_regular, database_uri, in_memory, valid_session_id
+from wiseflow_nb.store.paths import DATABASE_NAME, check_owned, check_regular, database_uri, in_memory
 from wiseflow_nb.store.schema import (
     ALERT_COLUMNS,
     CELL_COLUMNS,
@@ -46,7 +44,6 @@ from wiseflow_nb.store.schema import (
 if TYPE_CHECKING:
     import numpy as np
 
-logger = logging.getLogger("wiseflow_nb.store")
 #: Where the process cannot be seen (another host or namespace), this long without a heartbeat means crashed.
 HEARTBEAT_LOST_SECONDS = 15.0
 KEPT_ALERTS = 1000
@@ -55,6 +52,9 @@ _SELECT_TASKS = f"SELECT {', '.join(TASK_COLUMNS)} FROM tasks"
 _TASK_NUMBERS = tuple(at for at, item in enumerate(fields(TaskRecord)) if item.type == "float")
 _TASK_LISTS = (TASK_COLUMNS.index("dependencies"), TASK_COLUMNS.index("tags"))
 _STATE, _PRIORITY = TASK_COLUMNS.index("state"), TASK_COLUMNS.index("priority")
+#: Looked up, where there are thousands: a third of the time of a call of the class.
+_STATES = {state.value: state for state in TaskState}
+_PRIORITIES = {priority.value: priority for priority in Priority}
 _JSON_COLUMNS = frozenset({"dependencies", "tags", "top_processes"})
 
 
@@ -224,18 +224,20 @@ class StoreReader:
         """
         return self._blocks(0, since, until, after, before)[0][:, 0]
 
-    def tier_blocks(self, tier: int, since: float = -1e18, until: float = 1e18) -> tuple[np.ndarray, float]:
+    def tier_blocks(
+        self, tier: int, since: float = -1e18, until: float = 1e18, columns: Sequence[str] = SAMPLE_COLUMNS
+    ) -> tuple[np.ndarray, float]:
         """The stored buckets of an upper tier that may lie within [since, until].
 
         Returns
         -------
-        buckets : ndarray of float64, shape (n, 4, columns)
+        buckets : ndarray of float64, shape (n, 4, len(columns))
             Value, low, high and count; see ``store.tiers``. The parts of a bucket that was written in
             parts follow one another.
         covered : float
             The monotonic time of the last sample that the tier has, within the range or not; or -inf.
         """
-        return self._blocks(tier, since, until)
+        return self._blocks(tier, since, until, columns=columns)
 
     def tier_starts(self) -> tuple[float, ...]:
         """The time of the first sample of each tier; infinity where it has no block."""
@@ -272,7 +274,13 @@ class StoreReader:
         return -math.inf if end is None else float(end)
 
     def _blocks(
-        self, tier: int, since: float, until: float, after: float = -math.inf, before: float = math.inf
+        self,
+        tier: int,
+        since: float,
+        until: float,
+        after: float = -math.inf,
+        before: float = math.inf,
+        columns: Sequence[str] = SAMPLE_COLUMNS,
     ) -> tuple[np.ndarray, float]:
         """The rows of a tier, shape (n, planes, columns), and the monotonic time up to which it has them."""
         import numpy as np
@@ -292,10 +300,16 @@ class StoreReader:
             # Both questions see the same state of a file that is being written.
             self._db.execute("BEGIN")
             try:
+                blocks = self._db.execute(f"SELECT data, count {chosen} ORDER BY end_seconds", asked)
+                if columns is not SAMPLE_COLUMNS:
+                    # Of a few columns no whole block is copied.
+                    return _picked(blocks, planes, [SAMPLE_COLUMNS.index(name) for name in columns]), self._covered(
+                        tier
+                    )
                 ((size,),) = self._db.execute(f"SELECT total(length(data)) {chosen}", asked)
                 raw, end = np.empty(int(size), dtype="u1"), 0
                 room = raw.data
-                for data, count in self._db.execute(f"SELECT data, count {chosen} ORDER BY end_seconds", asked):
+                for data, count in blocks:
                     begin, end = end, end + len(data)
                     room[begin:end] = data
                     width = len(data) // (8 * planes * count)
@@ -331,6 +345,17 @@ class StoreReader:
             self._db.close()
 
 
+def _picked(blocks: Iterable[tuple[bytes, int]], planes: int, columns: list[int]) -> np.ndarray:
+    """Return some columns of blocks, shape (n, planes, len(columns))."""
+    import numpy as np
+
+    parts = [np.empty((0, planes, len(columns)))]
+    for data, count in blocks:
+        rows = np.frombuffer(data, "<f8").reshape(-1, planes, len(data) // (8 * planes * count))
+        parts.append(fit_columns(rows, len(SAMPLE_COLUMNS))[..., columns])
+    return np.concatenate(parts)
+
+
 def fit_columns(rows: np.ndarray, wanted: int) -> np.ndarray:
     """Return rows of an older version, which knew fewer columns, with NaN in those that it did not know."""
     import numpy as np
@@ -348,8 +373,9 @@ def _task(row: Sequence[Any]) -> TaskRecord:
         value = values[at]
         if type(value) is not float:
             values[at] = NAN if value is None else float(value)
-    values[_STATE] = TaskState(values[_STATE])
-    values[_PRIORITY] = Priority(values[_PRIORITY])
+    state, priority = values[_STATE], values[_PRIORITY]
+    values[_STATE] = _STATES.get(state) or TaskState(state)
+    values[_PRIORITY] = _PRIORITIES[priority] if priority in _PRIORITIES else Priority(priority)
     for at in _TASK_LISTS:
         values[at] = () if values[at] == "[]" else tuple(json.loads(values[at] or "[]"))
     return TaskRecord(*values)
@@ -455,62 +481,3 @@ def counts_after_the_end(counts: Mapping[str, int]) -> dict[str, int]:
 def thresholds_from(meta: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """The thresholds in a session's meta table: (warning, critical) ratios by resource."""
     return {name: (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()}
-
-
-def session_directory(root: Path, session_id: str) -> Path:
-    """Return the directory of a session, refusing ids that are not ids."""
-    if not valid_session_id(session_id):
-        raise SessionNotFoundError(
-            f"{session_id[:80]!r} is not a session id; `wiseflow sessions` lists those there are"
-        )
-    return root / session_id
-
-
-def list_sessions(root: Path, now: float) -> list[SessionInfo]:
-    """Every readable session below ``root``: live ones first, newest first.
-
-    What is in the way (a damaged file, a named pipe, a file of somebody else) is passed over with one warning.
-    """
-    found: list[SessionInfo] = []
-    for directory in sorted(root.iterdir(), reverse=True) if root.is_dir() else []:
-        if not valid_session_id(directory.name):
-            continue
-        try:
-            with contextlib.closing(StoreReader(directory)) as reader:
-                info = reader.info(now)
-        except SessionNotFoundError:
-            continue
-        except (StoreError, OSError) as error:
-            _warn_once(str(directory), str(error))
-            continue
-        except sqlite3.Error:
-            continue  # a file still being made, or damaged: not a session yet
-        if any(moment == moment for moment in (info.started_seconds, info.last_seen_seconds, info.ended_seconds)):
-            found.append(info)
-    return sorted(found, key=live_and_newest_first)
-
-
-def newer_sessions(root: Path) -> list[Path]:
-    """The directories below ``root`` of sessions whose file a newer version has written: no list has them."""
-    found: list[Path] = []
-    for directory in sorted(root.iterdir()) if root.is_dir() else []:
-        if valid_session_id(directory.name):
-            try:
-                StoreReader(directory).close()
-            except StoreVersionError:
-                found.append(directory)
-            except (SessionNotFoundError, StoreError, OSError):
-                continue
-    return found
-
-
-def live_and_newest_first(info: SessionInfo) -> tuple[bool, float]:
-    """By what lists of sessions are sorted."""
-    # One whose start cannot be read is the oldest: NaN would leave all in any order.
-    started = info.started_seconds
-    return info.state is not SessionState.LIVE, -started if started == started else math.inf
-
-
-@functools.cache
-def _warn_once(directory: str, why: str) -> None:
-    logger.warning("%s is passed over: %s", directory, why)

@@ -69,7 +69,7 @@ class Trimmer:
             size does not go by it: no more is deleted than is over. Default: ``now``.
         """
         deadline = self._timer() + STEP_SECONDS
-        free = _number(connection, "freelist_count")
+        free = _returnable(connection)
         self._gave_back = free > VACUUM_PAGES and not self._gave_back
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -78,7 +78,7 @@ class Trimmer:
                 more = True
             else:
                 more = self._delete(connection, now, now if steady is None else steady, deadline)
-                more = more or _number(connection, "freelist_count") > VACUUM_PAGES
+                more = more or _returnable(connection) > VACUUM_PAGES
         except BaseException:
             connection.execute("ROLLBACK")
             raise
@@ -103,7 +103,10 @@ class Trimmer:
             self._idle = 0 if more else self._idle + 1
             if self._timer() >= deadline:
                 break
-        return self._idle < len(TABLES)
+        if self._idle < len(TABLES):
+            return True
+        self._idle = 0
+        return False
 
     def _before(self, connection: sqlite3.Connection, now: float, steady: float) -> float:
         """Rows that are older than this moment may go."""
@@ -150,3 +153,8 @@ class Trimmer:
 
 def _number(connection: sqlite3.Connection, pragma: str) -> int:
     return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
+
+
+def _returnable(connection: sqlite3.Connection) -> int:
+    """The free pages, in a file that can give them back."""
+    return _number(connection, "freelist_count") if _number(connection, "auto_vacuum") else 0

@@ -106,6 +106,8 @@ def close_pool(scheduler: Scheduler, pool: ThreadPoolManager, deadline: float | 
 
 def stop_threads(scheduler: Scheduler) -> None:
     """End the timer and the loop, and the processes if they are the manager's own."""
+    if scheduler.last is not None:
+        scheduler.last.detach()
     scheduler.stop_listening()
     if not isinstance(scheduler.pool, ThreadPoolManager):
         scheduler.processes.close()

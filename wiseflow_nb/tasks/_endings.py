@@ -35,8 +35,8 @@ def watch_over(scheduler: Scheduler) -> None:
     loop = scheduler.loop if isinstance(scheduler.loop, (HostLoop, LoopThread)) else None
     timers = scheduler.timers if scheduler.machine_time else None
     if loop is not None or timers is not None:
-        last = weakref.finalize(scheduler, _let_go, os.getpid(), timers, loop)
-        last.atexit = False
+        scheduler.last = weakref.finalize(scheduler, _let_go, os.getpid(), timers, loop)
+        scheduler.last.atexit = False
     if isinstance(scheduler.loop, HostLoop):
         known = weakref.ref(scheduler)
 
@@ -54,8 +54,7 @@ def watch_over(scheduler: Scheduler) -> None:
 
 def _let_go(pid: int, timers: Timers | None, loop: HostLoop | LoopThread | None) -> None:
     # The collector calls this, in any thread and at any step: locks of these may be held there and then.
-    shut_down = timers is not None and timers.closed
-    if pid == os.getpid() and not shut_down:
+    if pid == os.getpid():
         with contextlib.suppress(RuntimeError):  # the interpreter is ending: they are daemon threads
             _thread.start_new_thread(_begin_stop, (timers, loop))
 

@@ -12,6 +12,7 @@ import logging
 import random
 import threading
 import time
+import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -61,6 +62,8 @@ class Lives:
     refusal = "the task manager has been shut down; make a new TaskManager"
     #: Whether this is the copy in a forked child: its tasks are the parent's.
     left_behind = False
+    #: What is done when nobody refers to it any more; nothing is left to do once it was shut down.
+    last: weakref.finalize[..., Any] | None = None
 
     def __init__(
         self,

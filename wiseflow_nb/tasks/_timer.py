@@ -70,11 +70,6 @@ class Timers:
                 self._news.set()
         return handle
 
-    @property
-    def closed(self) -> bool:
-        """Whether ``close`` was called."""
-        return self._closed
-
     def run_due(self) -> None:
         """Call everything whose moment has come, in order of the moments."""
         listening = self._unlisten is not None

@@ -26,7 +26,7 @@ from wiseflow_nb.records import (
 from wiseflow_nb.report import Telling
 from wiseflow_nb.resources._container import count_kills
 from wiseflow_nb.resources._ring import RingReader
-from wiseflow_nb.store.finding import all_sessions
+from wiseflow_nb.store.finding import Over, all_sessions
 from wiseflow_nb.store.identity import identify, still_runs
 from wiseflow_nb.store.paths import RING_NAME
 from wiseflow_nb.store.reader import (
@@ -60,6 +60,7 @@ class StoredFrames(Telling):
         self._reader: StoreReader | None = None
         self._retired: list[StoreReader] = []
         self._ring: RingReader | None = None
+        self._over: Over = {}
 
     def _store(self) -> StoreReader:
         with self._reader_lock:
@@ -173,7 +174,9 @@ class StoredFrames(Telling):
         """Every event: one row each, indexed by time."""
         self._barrier()
         rows = self._store().query("SELECT time_seconds, kind, message, data FROM events ORDER BY id")
-        return event_frame(EventRecord(row[0], row[1], row[2], json.loads(row[3] or "{}")) for row in rows)
+        # The decoder's own function: what ``loads`` does around it takes longer than a short text.
+        decode = json.JSONDecoder().raw_decode
+        return event_frame(EventRecord(row[0], row[1], row[2], decode(row[3] or "{}")[0]) for row in rows)
 
     def commands(self) -> pd.DataFrame:
         """Every command but the leases of those who watch: who asked what and when, and what came of it."""
@@ -182,7 +185,7 @@ class StoredFrames(Telling):
 
     def sessions(self) -> list[SessionInfo]:
         """Every session of this user, live ones first, newest first."""
-        return all_sessions(self._state_dir(), time.time(), self._directory.parent)
+        return all_sessions(self._state_dir(), time.time(), self._directory.parent, over=self._over)
 
     @staticmethod
     def _state_dir() -> str:

@@ -16,6 +16,7 @@ from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import SessionNotFoundError, WiseflowError
 from wiseflow_nb.frames import task_frame
 from wiseflow_nb.records import (
+    AlertView,
     CommandResult,
     PoolStatus,
     SessionInfo,
@@ -27,11 +28,12 @@ from wiseflow_nb.records import (
     valid_record,
     valid_text,
 )
-from wiseflow_nb.store.commands import logged, send, sender, validate, wait_for_log
+from wiseflow_nb.store.commands import logged, open_to_send, send, sender, validate, wait_for_log
 from wiseflow_nb.store.finding import all_sessions, find_session, newer_text
 from wiseflow_nb.store.paths import DATABASE_NAME, database_uri, in_memory, sessions_root
 from wiseflow_nb.store.reader import (
     MOST_REV,
+    StoreReader,
     after_the_end,
     counts_after_the_end,
     info_from_meta,
@@ -202,6 +204,8 @@ class StoreView(StoredFrames, Verbs):
         self._clock = clock
         self._timeout = command_timeout
         self._seen: SessionState | None = None
+        #: Alerts as they were last put together, and of what.
+        self._alerts: tuple[object, tuple[AlertView, ...]] = (None, ())
         self._store()
 
     @property
@@ -232,7 +236,7 @@ class StoreView(StoredFrames, Verbs):
             tasks=tasks,
             task_counts=counts,
             pool=_pool_status(meta.get("pool", {})),
-            alerts=alert_views(store.alerts(), store.acknowledged()),
+            alerts=self._alert_views(store),
             cells=tuple(store.cells(SHOWN_CELLS)),
             settings=dict(meta.get("settings", {})),
             thresholds=thresholds_from(meta),
@@ -242,6 +246,13 @@ class StoreView(StoredFrames, Verbs):
             reset=shown.reset,
             older_rev=shown.older_rev,
         )
+
+    def _alert_views(self, store: StoreReader) -> tuple[AlertView, ...]:
+        # Few looks find anything new, and the store gives the very same transitions again.
+        parts = store.alerts(), store.acknowledged()
+        if self._alerts[0] != parts:
+            self._alerts = parts, alert_views(*parts)
+        return self._alerts[1]
 
     def task_records(self, *, until_rev: int | None = None, limit: int | None = None) -> tuple[TaskRecord, ...]:
         """The tasks, the newest change first; see ``SessionView.task_records``."""
@@ -284,8 +295,7 @@ class StoreView(StoredFrames, Verbs):
             path = self._directory / DATABASE_NAME
             if not in_memory(path):
                 wait_for_log(path, self._timeout)
-            uri = database_uri(path, "rw")
-            with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0)) as connection:
+            with contextlib.closing(open_to_send(database_uri(path, "rw"))) as connection:
                 now = self._clock.time()
                 return send(connection, verb, arguments, who=sender(), now=now, timeout=self._timeout)
         except (WiseflowError, sqlite3.Error) as error:
