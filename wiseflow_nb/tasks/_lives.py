@@ -16,7 +16,6 @@ import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 
 from wiseflow_nb.clock import Clock, SystemClock
@@ -359,9 +358,14 @@ class Lives:
     def _close_job(
         self, job: Job, state: TaskState, reason: str, value: Any, error: BaseException | None, effects: Effects
     ) -> None:
+        # Before the move: whoever mends what an interrupt cut off finds it there.
+        job.root_cause = error
         job.finished_seconds = self.clock.time()
         self.ledger.move(job, CODES[state], reason)
-        job.root_cause = error
+        self._end_job(job, state, value, error, effects)
+
+    def _end_job(self, job: Job, state: TaskState, value: Any, error: BaseException | None, effects: Effects) -> None:
+        # Once more, if an interrupt came in between.
         self._let_go(job, effects)
         if job.attempts == 0 and isinstance(job.call[0], Coroutine):
             effects.append(job.call[0].close)  # never started: nothing will await it
@@ -427,7 +431,7 @@ class Lives:
                 # Counted once, in steps between which no interrupt comes.
                 del due[0]
                 self._unsettled -= 1
-                self._all_quiet()
+            self._all_quiet()
 
     def _after_settling(self, job: Job, task: Task[Any]) -> None:
         if job.released and not job.takers:
@@ -453,9 +457,12 @@ class Lives:
         self.slots.push(job)
 
     def _drop_grant(self, job: Job, effects: Effects) -> None:
-        grant = self.slots.let_through(job)
-        if grant is not None:
-            effects.append(functools.partial(settle, grant))
+        # A task that wants its slot again goes on without: it is to unwind.
+        if job.grant is not None:
+            effect = functools.partial(settle, job.grant)
+            self.slots.returning.remove(job)
+            job.grant = None
+            effects.append(effect)
 
     # -- classes -----------------------------------------------------------------------------
 
@@ -488,29 +495,6 @@ class Lives:
                 self.slots.reprioritise(item, now)
                 stack += item.dependencies
                 stack += item.waiting_on
-
-    def reprioritise(self, job: Job, priority: Priority) -> bool:
-        """Change a task's own class; return False if it has ended."""
-        if self.inside() or not job.been:
-            self.later.add(functools.partial(self.reprioritise, job, priority))
-            return job.code < FIRST_TERMINAL
-        effects: Effects = []
-        with self.lock:
-            if job.code >= FIRST_TERMINAL:
-                return False
-            before = job.level
-            job.options = replace(job.options, priority=priority)
-            self.ledger.touch(job)
-            job.level = max((priority, *lenders(job)))
-            self.slots.reprioritise(job, self.clock.monotonic())
-            for parent in (*job.dependencies, *job.waiting_on):
-                if job.level > before:
-                    self._lend(parent, job.level)
-                else:
-                    self._lower(parent, before)
-            self._dispatch(effects)
-        perform(effects)
-        return True
 
 
 class Settling(functools.partial[None]):

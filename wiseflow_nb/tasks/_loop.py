@@ -83,11 +83,12 @@ class HostLoop:
     @contextlib.contextmanager
     def stopped(self, need: Callable[[str], object]) -> Iterator[None]:
         """Inside the block the loop's thread waits for something else; ``need`` is told what needs the loop."""
-        self._stopped.append(need)
         try:
+            self._stopped.append(need)
             yield
         finally:
-            self._stopped.remove(need)
+            if need in self._stopped:  # no interrupt came before
+                self._stopped.remove(need)
 
     def when_over(self, told: Callable[[], object]) -> None:
         """Call ``told`` on the loop when it is being closed."""

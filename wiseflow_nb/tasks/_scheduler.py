@@ -153,26 +153,24 @@ class Scheduler(Entering):
 
     def wake(self) -> None:
         """Start what can be started now."""
-        if self.inside():
-            self.later.add(self.wake)
-            return
-        effects: Effects = []
-        with self.lock:
-            self._dispatch(effects)
-        perform(effects)
+        self.soon(_nothing)
 
     def _pool_changed(self) -> None:
-        with self.lock:
+        def resized(_: Effects) -> None:
             self.slots.room = _room(self.pool)
-        self.wake()
+
+        self.soon(resized)
 
     def _dispatch(self, effects: Effects) -> None:
         slots = self.slots
         for bell in slots.bells:
             bell.event.set()
         if slots.returning:
-            for grant in slots.grants():
-                effects.append(functools.partial(settle, grant))
+            while (job := slots.next_grant()) is not None:
+                if job.grant is not None:
+                    effect = functools.partial(settle, job.grant)
+                    job.grant = None
+                    effects.append(effect)
         slots.hold_reason = ""
         if slots.held >= slots.limit or not slots.ready_count:
             return
@@ -462,6 +460,10 @@ class Scheduler(Entering):
     def awaited(self, task: Task[Any]) -> Coroutine[Any, Any, Any]:
         """The coroutine behind ``await task``."""
         return _waiting.awaiting(self, task)
+
+
+def _nothing(_: Effects) -> None:
+    pass
 
 
 def _room(pool: Executor) -> int:
