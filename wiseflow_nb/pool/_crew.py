@@ -150,17 +150,18 @@ class Crew:
             self._numbers = work._number = self._numbers + 1
             work._submitted_seconds = self._epoch()
             work._queued_at = self.monotonic()
-            self.queue.push(work)
             self._book.submitted += 1
-            if self._ahead.held:
-                self._ahead.take_back_all(below=work._priority)
-            if self._idle or len(self._workers) < self._limit:
-                try:
+            try:
+                self.queue.push(work)
+                if self._ahead.held:
+                    self._ahead.take_back_all(below=work._priority)
+                if self._idle or len(self._workers) < self._limit:
                     self._summon()
-                except RuntimeError:  # not one thread is to be had
+            except BaseException:  # not one thread is to be had, or an interrupt: nobody gets the future
+                if hasattr(work, "_stamp"):
                     self.queue.discard(work)
-                    self._book.submitted -= 1
-                    raise
+                self._book.submitted -= 1
+                raise
         finally:
             lock.release()
 
@@ -195,6 +196,7 @@ class Crew:
         self._starting += 1
         self._hired += 1
         try:
+            join_at_exit(self)
             worker.thread.start()
         except RuntimeError:
             self._starting -= 1
@@ -202,8 +204,11 @@ class Crew:
             if not self._workers:
                 raise
             logger.warning("no further thread could be started; the pool goes on with %d", len(self._workers))
-        else:
-            join_at_exit(self)
+        except BaseException:  # an interrupt: it may come all the same, and is to end then
+            self._starting -= 1
+            del self._workers[worker.thread]
+            self._leaving.append(worker.thread)
+            raise
 
     # -- working ------------------------------------------------------------------------------
 
@@ -227,6 +232,8 @@ class Crew:
         try:
             if me.fresh:
                 me.fresh = False
+                if me.thread not in self._workers:
+                    return None  # an interrupt came while it was started: nobody counts on it
                 self._starting -= 1
             me.chained = False
             while (work := self._claim(me)) is None:
@@ -298,6 +305,8 @@ class Crew:
         else:
             return True
         with self.lock:
+            if threading.current_thread() not in self._workers:
+                return False  # an interrupt came while it was started
             self._starting -= 1
             self._broken = "the initializer of a worker raised an exception; mend it and make a new pool"
             self._ahead.take_back_all()
@@ -543,7 +552,7 @@ class Crew:
                 self._leaving = [thread for thread in self._leaving if thread.is_alive()]
             if not any(thread.is_alive() for thread in threads):
                 return True
-            for thread in threads:
+            for thread in filter(threading.Thread.is_alive, threads):  # or an interrupt came before it began
                 thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
             if deadline is not None and time.monotonic() >= deadline:
                 return not any(thread.is_alive() for thread in threads)

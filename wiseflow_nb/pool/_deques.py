@@ -65,10 +65,11 @@ class DequeQueue(Generic[ItemT]):
 
     def push(self, item: ItemT) -> None:
         """Queue an item that is younger than all before it."""
-        item._stamp = 0
-        self._lanes[item._priority].append(item)
+        # The last step is the only one after which an interrupt can come.
         self._held += 1
         self.size += 1
+        item._stamp = 0
+        self._lanes[item._priority].append(item)
 
     def discard(self, item: ItemT) -> bool:
         """Take an item out of the queue; return whether it was there."""
@@ -86,8 +87,8 @@ class DequeQueue(Generic[ItemT]):
         if item._priority != priority:
             self._stamps += 1
             item._stamp, item._priority = self._stamps, priority
-            heapq.heappush(self._heaps[priority], (item._number, item._stamp, item))
             self._held += 1
+            heapq.heappush(self._heaps[priority], (item._number, item._stamp, item))
             self._sweep()
         return True
 
@@ -160,11 +161,8 @@ class DequeQueue(Generic[ItemT]):
         # Each sweep halves what is held at least, so that its cost is spread over what it drops.
         if self._held <= SWEEP_ABOVE + 2 * self.size:
             return
-        for lane in self._lanes:
-            kept = [item for item in lane if item._stamp == 0]
-            lane.clear()
-            lane.extend(kept)
-        for heap in self._heaps:
-            heap[:] = [entry for entry in heap if entry[1] == entry[2]._stamp]
-            heapq.heapify(heap)
-        self._held = self.size
+        lanes = tuple([deque([item for item in lane if item._stamp == 0]) for lane in self._lanes])
+        # In order, which is a heap as well.
+        heaps = tuple([sorted([entry for entry in heap if entry[1] == entry[2]._stamp]) for heap in self._heaps])
+        # Made first and put in place in steps between which no interrupt comes: else some of it would be lost.
+        self._lanes, self._normal, self._heaps, self._held = lanes, lanes[Priority.NORMAL], heaps, self.size

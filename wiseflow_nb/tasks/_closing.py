@@ -73,14 +73,14 @@ def close_scheduler(scheduler: Scheduler, mode: str, deadline: float | None) -> 
     if isinstance(scheduler.loop, HostLoop) and scheduler.loop.current:
         refuse_coroutines(scheduler, "shutdown")
     scheduler.later.carry_out(None if deadline is None else deadline - scheduler.clock.monotonic())
-    effects: Effects = []
-    with scheduler.lock:
+
+    def close(effects: Effects) -> None:
         scheduler.closed = True
         scheduler.slots.paused = False
         if mode != "drain":
             cancel_all(scheduler, effects, running=mode == "now")
-        scheduler._dispatch(effects)
-    perform(effects)
+
+    scheduler.change(close)
     scheduler.loop.drive()
     if not _quiet(scheduler, "shutdown", deadline):
         abandon_all(scheduler, "shutdown")

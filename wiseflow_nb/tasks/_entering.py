@@ -10,11 +10,10 @@ import contextvars
 import functools
 from typing import Any, NoReturn
 
-from wiseflow_nb.errors import DependencyError, PoolClosedError, TaskCancelledError
-from wiseflow_nb.futures import settle
+from wiseflow_nb.errors import DependencyError, PoolClosedError
 from wiseflow_nb.tasks import _output
 from wiseflow_nb.tasks._job import Effects, Job
-from wiseflow_nb.tasks._lives import Settling, perform
+from wiseflow_nb.tasks._lives import perform
 from wiseflow_nb.tasks._machine import COMPLETED, FIRST_TERMINAL, WAITING
 from wiseflow_nb.tasks._options import TaskOptions
 from wiseflow_nb.tasks._steering import Steering
@@ -93,19 +92,11 @@ class Entering(Steering):
         # caller does not get it, so it is not to run; and what was done by half is done wholly or not at all.
         with self.lock:
             entered = self.ledger.jobs.get(job.task_id) is job
-            if entered:
-                self.ledger.catch_up(job)
-            else:
+            if not entered:
                 self._settled(1)
-            for grant in self.slots.restore(self.ledger.jobs.values()):
-                effects.append(functools.partial(settle, grant))
+            self._restore(effects)
             if entered and job.code < FIRST_TERMINAL:
                 self._cancel(job, "interrupted while it was submitted", effects)
-            elif entered and job.task is not None and not any(type(effect) is Settling for effect in effects):
-                error = TaskCancelledError(f"task {job.label} was interrupted while it was submitted")
-                self._let_go(job, effects)
-                effects.append(Settling(self._settle, job, job.task, job.state, None, error, effects, [job]))
-                job.task = None
             if self._unsettled:
                 self.quiet.clear()
                 _output.begin_routing(self)

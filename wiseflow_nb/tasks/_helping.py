@@ -94,19 +94,25 @@ class Path:
 @contextlib.contextmanager
 def _watching(scheduler: Scheduler, task: Task[Any]) -> Iterator[Bell]:
     bell = Bell()
-    with task._condition:
-        task._waiters.append(bell)
-    with scheduler.lock:
-        scheduler.slots.bells.append(bell)
-    if task.done():
-        bell.event.set()
+    bells = scheduler.slots.bells
+    # An interrupt may come between any two of these.
     try:
+        with task._condition:
+            task._waiters.append(bell)
+        with scheduler.lock:
+            bells.append(bell)
+        if task.done():
+            bell.event.set()
         yield bell
     finally:
-        with scheduler.lock:
-            scheduler.slots.bells.remove(bell)
-        with task._condition:
-            task._waiters.remove(bell)
+        try:
+            with scheduler.lock:
+                if bell in bells:
+                    bells.remove(bell)
+        finally:
+            with task._condition:
+                if bell in task._waiters:
+                    task._waiters.remove(bell)
 
 
 # -- on a worker of somebody else's executor ------------------------------------------------------

@@ -22,6 +22,7 @@ from wiseflow_nb.errors import TaskSkippedError
 from wiseflow_nb.records import NAN, Priority, TaskRecord, TaskState, text_of
 from wiseflow_nb.tasks._machine import PENDING, STATES, Stop, decoded
 from wiseflow_nb.tasks._options import TaskOptions
+from wiseflow_nb.tasks._texts import NO_ERROR
 from wiseflow_nb.tasks._timer import TimerHandle
 from wiseflow_nb.tasks.task import Task, share_names
 
@@ -40,6 +41,8 @@ class Attempt(TaskContext):
     progress_at = NAN
     value: Any = None
     error: BaseException | None = None
+    #: The error in words, made when the code has ended.
+    told = NO_ERROR
     #: Whether the retry rule covers the error, or a time-out; told when the code has ended.
     covered = False
     timeout_covered = False
@@ -136,8 +139,8 @@ class Job:
     takers = 0
     takes: tuple[Job, ...] = ()
     skipped: tuple[str, ...] = ()
-    #: Of a skipped task, the id and label of the one that began it.
-    skipped_for: tuple[str, str] | None = None
+    #: Of a skipped task, the id and label of the one that began it, and what became of that one.
+    skipped_for: tuple[str, str, str] | None = None
     # Where it is.
     holds = False
     #: The class in whose queue it stands, -1 in none.

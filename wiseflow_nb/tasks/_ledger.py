@@ -53,6 +53,7 @@ class Ledger:
         self.rev = 0
         # Changes without a transition: a revision is the number of a transition but for these.
         self._touches = 0
+        self._touched = 0
         #: The last revision that ``on_move`` was told of.
         self._told = 0
         self.callback_failures = 0
@@ -114,16 +115,24 @@ class Ledger:
             # Each attempt comes by here: so a history does not grow without end.
             job.been &= KEPT_MOVES
 
-    def catch_up(self, job: Job) -> None:
-        """Tell the last move of a task if an interrupt came before it was told."""
+    def catch_up(self) -> None:
+        """Make the last change whole, if an interrupt came in the midst of it."""
+        if not self._changes:
+            return
+        job = self._changes[-1]
         if self._on_move is not None and job.rev > self._told:
-            source = job.been >> 4 & 15
-            self._tell_move(job, source - 1 if source else None)
+            if job.rev == self._touched:
+                self._tell(job, None)
+            else:
+                source = job.been >> 4 & 15
+                self._tell_move(job, source - 1 if source else None)
+        if job.code >= FIRST_TERMINAL and not (self._finished and self._finished[-1] is job):
+            self._finished.append(job)
 
     def touch(self, job: Job) -> None:
         """Something of a task changed without a transition."""
         self._touches += 1
-        job.rev = self.rev = self.rev + 1
+        job.rev = self._touched = self.rev = self.rev + 1
         self._changes.append(job)
         if len(self._changes) > self._tidy_at:
             self._tidy()

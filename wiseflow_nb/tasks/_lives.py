@@ -12,12 +12,10 @@ import logging
 import random
 import threading
 import time
-import traceback
 import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 
 from wiseflow_nb.clock import Clock, SystemClock
@@ -33,12 +31,11 @@ from wiseflow_nb.tasks._ledger import Ledger, OnMove
 from wiseflow_nb.tasks._machine import CANCELLING, CODES, COMPLETED, FIRST_TERMINAL, PENDING, WAITING, Stop, outcome
 from wiseflow_nb.tasks._retry import Retry
 from wiseflow_nb.tasks._slots import Slots
+from wiseflow_nb.tasks._texts import text_of_error, text_of_own
 from wiseflow_nb.tasks._timer import Timers
 from wiseflow_nb.tasks.task import FINISHED, Callbacks, Task, ending, interrupt_of, may_wait
 
 logger = logging.getLogger("wiseflow_nb.tasks")
-#: Bound of a stored traceback, in characters; the end is what tells most.
-TRACEBACK_KEPT = 8192
 
 
 def give_way(lives: Lives) -> None:
@@ -132,7 +129,8 @@ class Lives:
 
     def cleanup_of(self, attempt: Attempt) -> list[_cleanup.Handler]:
         """What is to run now that an attempt's code has stopped."""
-        # Before the lock is taken: the types that a rule names may bring code of their own.
+        # Before the lock is taken: the error, and the types that a rule names, may bring code of their own.
+        attempt.told = text_of_error(attempt.error)
         retry = attempt.job.options.retry
         if retry.times:
             attempt.covered = _covers(retry, attempt.error)
@@ -282,38 +280,36 @@ class Lives:
         self._leave(attempt)
         job.finished_seconds = NAN
         reason = job.reason or str(attempt.stop)
-        error = attempt.error
+        error, told = attempt.error, attempt.told
         if state is TaskState.TIMED_OUT or (state is TaskState.RETRY_WAIT and attempt.stop is Stop.TIMEOUT):
             limit = job.options.deadline if attempt.stop is Stop.DEADLINE else job.options.timeout
             error = TaskTimeoutError(f"task {job.label} was stopped: over its {limit:g} s; give it more, or less to do")
             error.__cause__ = attempt.error
+            told = text_of_own(error, told)
         elif state is TaskState.CANCELLED:
-            reason = reason or f"its own code raised {type(error).__name__}"
+            reason = reason or f"its own code raised {told.kind}"
             error = TaskCancelledError(f"task {job.label} was cancelled: {reason}")
-        if state is not TaskState.CANCELLED:
-            describe(job, error)
-        else:
-            describe(job, attempt.error, reason)
-        told = "; ".join([*([reason] if reason else []), *failures])
+        job.error, job.traceback = told.line(reason if state is TaskState.CANCELLED else ""), told.traceback
+        why = "; ".join([*([reason] if reason else []), *failures])
         if state is TaskState.PENDING:
             job.rerun, job.ready_at = True, self._monotonic()
-            told = "; ".join(["its worker process was lost, it runs once more", *failures])
+            why = "; ".join(["its worker process was lost, it runs once more", *failures])
             job.ready_seconds = self._time()
-            self.ledger.move(job, PENDING, told)
+            self.ledger.move(job, PENDING, why)
             self.slots.push(job)
             return
         if state is TaskState.RETRY_WAIT:
             if job.rng is None:
                 job.rng = random.Random(job.options.retry.seed)
             delay = job.options.retry.delay(attempt.number - job.rerun, job.rng)
-            told = "; ".join([f"attempt {attempt.number} failed, the next in {delay:.3g} s", *failures])
-            self.ledger.move(job, CODES[state], told)
+            why = "; ".join([f"attempt {attempt.number} failed, the next in {delay:.3g} s", *failures])
+            self.ledger.move(job, CODES[state], why)
             due = self.clock.monotonic() + delay
             job.retry_timer = self.timers.at(due, functools.partial(self.retry_due, job))
             return
         if job.state is TaskState.RUNNING and state is TaskState.CANCELLED:
             self.ledger.move(job, CANCELLING, reason)
-        self._finish(job, state, effects, reason=told, value=attempt.value, error=error)
+        self._finish(job, state, effects, reason=why, value=attempt.value, error=error)
 
     def _finish(
         self,
@@ -349,25 +345,27 @@ class Lives:
             self._make_ready(child)
 
     def _skip(self, job: Job, parent: Job, effects: Effects) -> None:
-        cause = parent.cause()
-        root_id, root_label = job.skipped_for = parent.skipped_for or (parent.task_id, parent.label)
+        root = parent.skipped_for or (parent.task_id, parent.label, parent.error or parent.reason)
+        root_id, root_label, root_text = job.skipped_for = root
         told = f"its dependency {parent.label} ended {parent.state}"
         if root_id != parent.task_id:
             told += f" because of {root_label}"
-        error = TaskSkippedError(
-            f"task {job.label} was skipped: {told} ({short(cause) or parent.error or parent.reason}); retry {root_id}",
-            cause,
-        )
+        error = TaskSkippedError(f"task {job.label} was skipped: {told} ({root_text}); retry {root_id}", parent.cause())
         parent.skipped += (job.task_id,)
-        job.error = short(error)
+        job.error = text_of_own(error).line()
         self._close_job(job, TaskState.SKIPPED, told, None, error, effects)
 
     def _close_job(
         self, job: Job, state: TaskState, reason: str, value: Any, error: BaseException | None, effects: Effects
     ) -> None:
+        # Before the move: whoever mends what an interrupt cut off finds it there.
+        job.root_cause = error
         job.finished_seconds = self.clock.time()
         self.ledger.move(job, CODES[state], reason)
-        job.root_cause = error
+        self._end_job(job, state, value, error, effects)
+
+    def _end_job(self, job: Job, state: TaskState, value: Any, error: BaseException | None, effects: Effects) -> None:
+        # Once more, if an interrupt came in between.
         self._let_go(job, effects)
         if job.attempts == 0 and isinstance(job.call[0], Coroutine):
             effects.append(job.call[0].close)  # never started: nothing will await it
@@ -433,7 +431,7 @@ class Lives:
                 # Counted once, in steps between which no interrupt comes.
                 del due[0]
                 self._unsettled -= 1
-                self._all_quiet()
+            self._all_quiet()
 
     def _after_settling(self, job: Job, task: Task[Any]) -> None:
         if job.released and not job.takers:
@@ -459,9 +457,12 @@ class Lives:
         self.slots.push(job)
 
     def _drop_grant(self, job: Job, effects: Effects) -> None:
-        grant = self.slots.let_through(job)
-        if grant is not None:
-            effects.append(functools.partial(settle, grant))
+        # A task that wants its slot again goes on without: it is to unwind.
+        if job.grant is not None:
+            effect = functools.partial(settle, job.grant)
+            self.slots.returning.remove(job)
+            job.grant = None
+            effects.append(effect)
 
     # -- classes -----------------------------------------------------------------------------
 
@@ -494,29 +495,6 @@ class Lives:
                 self.slots.reprioritise(item, now)
                 stack += item.dependencies
                 stack += item.waiting_on
-
-    def reprioritise(self, job: Job, priority: Priority) -> bool:
-        """Change a task's own class; return False if it has ended."""
-        if self.inside() or not job.been:
-            self.later.add(functools.partial(self.reprioritise, job, priority))
-            return job.code < FIRST_TERMINAL
-        effects: Effects = []
-        with self.lock:
-            if job.code >= FIRST_TERMINAL:
-                return False
-            before = job.level
-            job.options = replace(job.options, priority=priority)
-            self.ledger.touch(job)
-            job.level = max((priority, *lenders(job)))
-            self.slots.reprioritise(job, self.clock.monotonic())
-            for parent in (*job.dependencies, *job.waiting_on):
-                if job.level > before:
-                    self._lend(parent, job.level)
-                else:
-                    self._lower(parent, before)
-            self._dispatch(effects)
-        perform(effects)
-        return True
 
 
 class Settling(functools.partial[None]):
@@ -573,27 +551,3 @@ def _covers(retry: Retry, error: BaseException | None) -> bool:
 
 def _nothing() -> None:
     pass
-
-
-def short(error: BaseException | None, reason: str = "") -> str:
-    """An error's type and text; ``reason`` stands in for a text that is not there."""
-    if error is None:
-        return ""
-    try:
-        text = str(error)
-    except BaseException:  # noqa: BLE001  user code: an error that cannot be shown is still named
-        text = "(its text could not be made)"
-    return ": ".join(filter(None, (type(error).__name__, text or reason)))
-
-
-def describe(job: Job, error: BaseException | None, reason: str = "") -> None:
-    """Write an error into a task's record."""
-    job.error = short(error, reason)
-    if error is None:
-        job.traceback = ""
-        return
-    try:
-        told = "".join(traceback.format_exception(error))
-    except BaseException:  # noqa: BLE001  as above
-        told = job.error
-    job.traceback = told[-TRACEBACK_KEPT:]

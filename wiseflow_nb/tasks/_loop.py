@@ -83,11 +83,12 @@ class HostLoop:
     @contextlib.contextmanager
     def stopped(self, need: Callable[[str], object]) -> Iterator[None]:
         """Inside the block the loop's thread waits for something else; ``need`` is told what needs the loop."""
-        self._stopped.append(need)
         try:
+            self._stopped.append(need)
             yield
         finally:
-            self._stopped.remove(need)
+            if need in self._stopped:  # no interrupt came before
+                self._stopped.remove(need)
 
     def when_over(self, told: Callable[[], object]) -> None:
         """Call ``told`` on the loop when it is being closed."""
@@ -198,7 +199,13 @@ class LoopThread:
         """Cancel what is left, stop the loop, and wait for its thread."""
         with self._lock:
             loop, thread, self._stopping = self._loop, self._thread, True
+            begun = thread is not None and thread.is_alive()
+            if not begun:  # an interrupt came before it began: it ends as soon as it looks, if it ever comes
+                self._thread = None
         if loop is None or thread is None:
+            return
+        if not begun:
+            loop.close()
             return
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(loop.stop)

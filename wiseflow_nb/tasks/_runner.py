@@ -103,9 +103,10 @@ class Runner:
             driver.add_done_callback(self._gone)
             self._keep(driver)
 
-    def stop_coroutine(self, attempt: Attempt) -> None:
-        """Cancel a coroutine that still runs, between its steps."""
-        if attempt.driver is not None:
+    def stop_coroutine(self, asked: list[Attempt]) -> None:
+        """Cancel a coroutine that still runs, between its steps; it is taken, so that a call that comes twice counts once."""
+        attempt = asked.pop() if asked else None
+        if attempt is not None and attempt.driver is not None:
             attempt.driver.cancel()
 
     def _keep(self, driver: asyncio.Task[None]) -> None:

@@ -37,6 +37,7 @@ from wiseflow_nb.tasks._machine import FIRST_TERMINAL, RUNNING
 from wiseflow_nb.tasks._options import TaskOptions, kind_of
 from wiseflow_nb.tasks._runner import Runner
 from wiseflow_nb.tasks._slots import Ticket
+from wiseflow_nb.tasks._texts import text_of_error
 from wiseflow_nb.tasks._timer import TimerHandle
 from wiseflow_nb.tasks.task import Task
 
@@ -152,26 +153,24 @@ class Scheduler(Entering):
 
     def wake(self) -> None:
         """Start what can be started now."""
-        if self.inside():
-            self.later.add(self.wake)
-            return
-        effects: Effects = []
-        with self.lock:
-            self._dispatch(effects)
-        perform(effects)
+        self.soon(_nothing)
 
     def _pool_changed(self) -> None:
-        with self.lock:
+        def resized(_: Effects) -> None:
             self.slots.room = _room(self.pool)
-        self.wake()
+
+        self.soon(resized)
 
     def _dispatch(self, effects: Effects) -> None:
         slots = self.slots
         for bell in slots.bells:
             bell.event.set()
         if slots.returning:
-            for grant in slots.grants():
-                effects.append(functools.partial(settle, grant))
+            while (job := slots.next_grant()) is not None:
+                if job.grant is not None:
+                    effect = functools.partial(settle, job.grant)
+                    job.grant = None
+                    effects.append(effect)
         slots.hold_reason = ""
         if slots.held >= slots.limit or not slots.ready_count:
             return
@@ -367,6 +366,7 @@ class Scheduler(Entering):
         perform(effects)
 
     def _ticket_lost(self, ticket: Ticket, error: BaseException, effects: Effects) -> None:
+        told = text_of_error(error)
         with self.lock:
             if not ticket.open:
                 return
@@ -375,7 +375,7 @@ class Scheduler(Entering):
             job = self.slots.take_call(now, called=True)
             if job is not None:
                 attempt = self._begin(job, now, self._time())
-                attempt.error, attempt.ended = error, True
+                attempt.error, attempt.told, attempt.ended = error, told, True
                 self._conclude(attempt, TaskState.FAILED, [], effects)
             self._dispatch(effects)
 
@@ -460,6 +460,10 @@ class Scheduler(Entering):
     def awaited(self, task: Task[Any]) -> Coroutine[Any, Any, Any]:
         """The coroutine behind ``await task``."""
         return _waiting.awaiting(self, task)
+
+
+def _nothing(_: Effects) -> None:
+    pass
 
 
 def _room(pool: Executor) -> int:

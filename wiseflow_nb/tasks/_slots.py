@@ -337,24 +337,13 @@ class Slots:
             self.returning.append(job)
         return job.grant
 
-    def let_through(self, job: Job) -> Future[None] | None:
-        """A task that wants its slot again goes on without: it is to unwind. Return what to settle."""
-        grant = job.grant
-        if grant is not None:
-            job.grant = None
-            self.returning.remove(job)
-        return grant
-
-    def grants(self) -> list[Future[None]]:
-        """Give free slots to those who gave theirs up, before anything new starts; return what to settle."""
-        given = []
-        while self.returning and self.held < self.limit:
-            job = self.returning.popleft()
-            self._hold(job)
-            if job.grant is not None:
-                given.append(job.grant)
-                job.grant = None
-        return given
+    def next_grant(self) -> Job | None:
+        """Give a free slot to one who gave theirs up, before anything new starts; its grant is to be settled."""
+        if not self.returning or self.held >= self.limit:
+            return None
+        job = self.returning.popleft()
+        self._hold(job)
+        return job
 
     def _left_to_threads(self) -> int:
         # How many slots a coroutine leaves to plain calls, if they come before it.

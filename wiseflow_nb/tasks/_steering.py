@@ -7,20 +7,23 @@ to ``effects`` what must happen after it is released.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wiseflow_nb.errors import TaskAbandonedError, TaskCancelledError, TaskTimeoutError
-from wiseflow_nb.records import TaskState
+from wiseflow_nb.records import Priority, TaskState
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
-from wiseflow_nb.tasks._lives import Lives, describe, perform, short
+from wiseflow_nb.tasks._lives import lenders, perform
 from wiseflow_nb.tasks._loop import TaskLoop
 from wiseflow_nb.tasks._machine import CANCELLING, FIRST_TERMINAL, Stop
+from wiseflow_nb.tasks._mending import Mending
+from wiseflow_nb.tasks._texts import text_of_own
 
 if TYPE_CHECKING:
     from wiseflow_nb.tasks._runner import Runner
 
 
-class Steering(Lives):
+class Steering(Mending):
     """Time-outs, deadlines, retries, progress and cancels."""
 
     loop: TaskLoop
@@ -58,7 +61,8 @@ class Steering(Lives):
             elif not job.state.terminal:
                 self.slots.discard(job)
                 error = TaskTimeoutError(f"task {job.label} was not done by its deadline of {job.options.deadline:g} s")
-                describe(job, error)
+                told = text_of_own(error)
+                job.error, job.traceback = told.line(), told.traceback
                 self._finish(job, TaskState.TIMED_OUT, effects, reason="deadline passed", error=error)
                 self._dispatch(effects)
         perform(effects)
@@ -82,12 +86,29 @@ class Steering(Lives):
         if self.inside() or not job.been:  # not even entered: it was submitted in the midst of a change
             self.later.add(functools.partial(self.cancel, job, reason))
             return job.code < FIRST_TERMINAL or job.state is TaskState.CANCELLED
-        effects: Effects = []
-        with self.lock:
-            accepted = self._cancel(job, reason, effects)
-            self._dispatch(effects)
-        perform(effects)
-        return accepted
+        return self.change(functools.partial(self._cancel, job, reason))
+
+    def reprioritise(self, job: Job, priority: Priority) -> bool:
+        """Change a task's own class; return False if it has ended."""
+        if self.inside() or not job.been:
+            self.later.add(functools.partial(self.reprioritise, job, priority))
+            return job.code < FIRST_TERMINAL
+        return self.change(functools.partial(self._reprioritise, job, priority))
+
+    def _reprioritise(self, job: Job, priority: Priority, effects: Effects) -> bool:
+        if job.code >= FIRST_TERMINAL:
+            return False
+        before = job.level
+        job.options = replace(job.options, priority=priority)
+        self.ledger.touch(job)
+        job.level = max((priority, *lenders(job)))
+        self.slots.reprioritise(job, self.clock.monotonic())
+        for parent in (*job.dependencies, *job.waiting_on):
+            if job.level > before:
+                self._lend(parent, job.level)
+            else:
+                self._lower(parent, before)
+        return True
 
     def _cancel(self, job: Job, reason: str, effects: Effects) -> bool:
         if job.code >= FIRST_TERMINAL or self.left_behind:
@@ -103,7 +124,6 @@ class Steering(Lives):
         return True
 
     def _ask_to_stop(self, job: Job, attempt: Attempt, stop: Stop, reason: str, effects: Effects) -> None:
-        attempt.stop = stop
         if attempt.asked_at != attempt.asked_at:
             attempt.asked_at = self.clock.time()
         if job.state is TaskState.RUNNING:
@@ -114,8 +134,11 @@ class Steering(Lives):
         if not attempt.ended:
             attempt.token.cancel(reason)
         self._drop_grant(job, effects)
+        effect = functools.partial(self.loop.call, self.runner.stop_coroutine, [attempt])
+        # Last: until then an interrupt leaves it to be asked anew, from then on it was asked.
+        attempt.stop = stop
         if job.kind == "async":
-            effects.append(functools.partial(self.loop.call, self.runner.stop_coroutine, attempt))
+            effects.append(effect)
 
     def _abandon(self, job: Job, effects: Effects) -> None:
         attempt = job.attempt
@@ -127,5 +150,5 @@ class Steering(Lives):
         error = TaskAbandonedError(
             f"task {job.label} was still running when its manager closed; let it check_cancelled()"
         )
-        job.error = short(error)
+        job.error = text_of_own(error).line()
         self._finish(job, TaskState.ABANDONED, effects, reason="shutdown", error=error)

@@ -107,7 +107,8 @@ class Timers:
             self._news.set()
         if unlisten is not None:
             unlisten()
-        if thread is not None and thread is not threading.current_thread():
+        # Not alive, where an interrupt came before it began: it ends as soon as it looks, if it ever comes.
+        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
             thread.join(CLOSE_SECONDS)
 
     def forget(self) -> None:

@@ -23,6 +23,20 @@ if TYPE_CHECKING:
     from wiseflow_nb.tasks.task import Task
 
 
+class Wait:
+    """A wait of a task's own code for another task; of any other code, nothing."""
+
+    __slots__ = ("attempt", "effects", "job", "lasts", "target")
+
+    def __init__(self, target: Job) -> None:
+        self.target = target
+        self.job: Job | None = None
+        self.attempt: Attempt | None = None
+        #: Whether it has begun and is not over.
+        self.lasts = False
+        self.effects: Effects = []
+
+
 @contextlib.contextmanager
 def blocking(scheduler: Scheduler, task: Task[Any], timeout: float | None) -> Iterator[None]:
     """Wrap a blocking wait for a task.
@@ -55,17 +69,23 @@ def blocking(scheduler: Scheduler, task: Task[Any], timeout: float | None) -> It
         ours = isinstance(pool, ThreadPoolManager)
         if isinstance(pool, ThreadPoolManager):
             stack.enter_context(pool.blocked())
-        parked = _park(scheduler, task)
+        wait = Wait(task._job)
+        whole = False
         try:
-            # With a bound it only waits: a call that was begun here could not be left when the time is over.
-            if parked is not None and not ours and timeout is None and parked[0].kind != "async":
-                help_out(scheduler, task, parked[1])
-            yield
-        finally:
-            if parked is not None:
-                grant = _unpark(scheduler, *parked, task._job)
+            try:
+                _park(scheduler, task, wait)
+                # With a bound it only waits: a call that was begun here could not be left when the time is over.
+                if wait.attempt is not None and not ours and timeout is None and wait.attempt.job.kind != "async":
+                    help_out(scheduler, task, wait.attempt)
+                yield
+            finally:
+                grant = _unpark(scheduler, wait)
                 if grant is not None:
                     grant.result()
+                whole = True
+        finally:
+            if not whole:
+                _give_up(scheduler, wait)
 
 
 def starved(scheduler: Scheduler) -> str:
@@ -89,8 +109,9 @@ async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
     if scheduler.left_behind or scheduler.loop.over:
         _refuse_behind(scheduler, task)
         look_at_loop(scheduler)
-    parked = _park(scheduler, task)
+    wait = Wait(task._job)
     try:
+        _park(scheduler, task, wait)
         return await asyncio.wrap_future(task)
     except asyncio.CancelledError:
         me = asyncio.current_task()
@@ -99,10 +120,9 @@ async def awaiting(scheduler: Scheduler, task: Task[Any]) -> Any:
             raise task._as_cancelled() from None
         raise
     finally:
-        if parked is not None:
-            grant = _unpark(scheduler, *parked, task._job)
-            if grant is not None:
-                await _granted(grant)
+        grant = _unpark(scheduler, wait)
+        if grant is not None:
+            await _granted(grant)
 
 
 def _refuse_behind(scheduler: Scheduler, task: Task[Any]) -> None:
@@ -139,46 +159,64 @@ def attempt_here(scheduler: Scheduler) -> tuple[Job, Attempt] | None:
     return None if job is None or attempt is None or attempt.context is not context else (job, attempt)
 
 
-def _park(scheduler: Scheduler, task: Task[Any]) -> tuple[Job, Attempt] | None:
-    effects: Effects = []
-    target = task._job
+def _park(scheduler: Scheduler, task: Task[Any], wait: Wait) -> None:
     with scheduler.lock:
         found = attempt_here(scheduler)
-        if found is None or task._scheduler is not scheduler:
-            return None
-        job, attempt = found
-        if target.state.terminal:
-            return None
+        target = wait.target
+        if found is None or task._scheduler is not scheduler or target.state.terminal:
+            return
+        job, wait.attempt = found
         path = find_path(target, job, _unfinished)
         if path is not None:
             told = " -> ".join(item.task_id for item in [job, *path])
             raise DependencyError(f"waiting here would never end, each waits for the next: {told}; wait elsewhere")
+        # Steps between which no interrupt comes.
         job.waiting_on += (target,)
         target.waiters += (job,)
-        scheduler._lend(target, job.level)
         job.wait_depth += 1
+        wait.job, wait.lasts = job, True
+        scheduler._lend(target, job.level)
         scheduler.slots.release(job)
         # Another wait of the same task may be over and want the slot back: as long as one lasts, none has it.
-        scheduler._drop_grant(job, effects)
-        scheduler._dispatch(effects)
-    perform(effects)
-    return job, attempt
+        scheduler._drop_grant(job, wait.effects)
+        scheduler._dispatch(wait.effects)
+    perform(wait.effects)
 
 
-def _unpark(scheduler: Scheduler, job: Job, attempt: Attempt, target: Job) -> Future[None] | None:
-    effects: Effects = []
+def _unpark(scheduler: Scheduler, wait: Wait) -> Future[None] | None:
+    job, attempt = wait.job, wait.attempt
+    if job is None or attempt is None:
+        return None
     grant: Future[None] | None = None
     with scheduler.lock:
-        job.waiting_on = without(job.waiting_on, target)
-        target.waiters = without(target.waiters, job)
-        scheduler._lower(target, job.level)
-        job.wait_depth -= 1
+        _end(scheduler, wait)
         # What was asked to stop unwinds without a slot: waiting for one would hold the stop up.
         if job.wait_depth == 0 and job.attempt is attempt and not attempt.context.cancelled:
             grant = scheduler.slots.want_back(job)
-        scheduler._dispatch(effects)
-    perform(effects)
+        scheduler._dispatch(wait.effects)
+    perform(wait.effects)
     return grant
+
+
+def _end(scheduler: Scheduler, wait: Wait) -> None:
+    job, target = wait.job, wait.target
+    if job is not None and wait.lasts:
+        waits = without(job.waiting_on, target), without(target.waiters, job)
+        # As above.
+        job.waiting_on, target.waiters = waits
+        job.wait_depth -= 1
+        wait.lasts = False
+        scheduler._lower(target, job.level)
+
+
+def _give_up(scheduler: Scheduler, wait: Wait) -> None:
+    # After an interrupt: the code is to unwind, and does without a slot.
+    def step(effects: Effects) -> None:
+        _end(scheduler, wait)
+        if wait.job is not None:
+            scheduler._drop_grant(wait.job, effects)
+
+    scheduler.mend(wait.effects, step)
 
 
 def _unfinished(job: Job) -> list[Job]:

@@ -326,9 +326,7 @@ class TaskManager:
             If it is less than 1.
         """
         limit = _limit(count)
-        with self._scheduler.lock:
-            self._scheduler.slots.limit = limit
-        self._scheduler.wake()
+        self._scheduler.set_limit(limit)
 
     @property
     def max_concurrent(self) -> int:
@@ -337,14 +335,11 @@ class TaskManager:
 
     def pause(self) -> None:
         """Start no further task until ``resume``; those that run go on."""
-        with self._scheduler.lock:
-            self._scheduler.slots.paused = True
+        self._scheduler.set_paused(True)
 
     def resume(self) -> None:
         """Undo ``pause``."""
-        with self._scheduler.lock:
-            self._scheduler.slots.paused = False
-        self._scheduler.wake()
+        self._scheduler.set_paused(False)
 
     @property
     def paused(self) -> bool:
