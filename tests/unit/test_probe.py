@@ -539,6 +539,15 @@ def test_a_long_listing_is_read_to_its_end(tmp_path: Path) -> None:
         files.close()
 
 
+def test_pressure_is_found_where_the_kernel_says_it_and_elsewhere() -> None:
+    usual = b"some avg10=0.00 avg60=12.50 avg300=100.00 total=2500000\n"
+    for data in (usual, usual + b"full avg10=0.00 avg60=0.00 avg300=0.00 total=7\n", b"some total=2500000\nfull"):
+        assert _linux.pressure_seconds(data) == 2.5
+    for data in (b"", b"full avg10=0.00 avg60=0.00 avg300=0.00 total=7\n", b"some avg10=0.00\n", usual[:44]):
+        with pytest.raises(ValueError, match=r"pressure|subsection"):
+            _linux.pressure_seconds(data)
+
+
 _FORK = """
 import os
 from wiseflow_nb.resources._files import KeptFiles

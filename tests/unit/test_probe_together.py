@@ -209,6 +209,25 @@ def test_in_one_go_as_long_as_all_is_well_and_again_when_it_is(tmp_path: Path) -
         probe.close()
 
 
+def test_a_tree_of_more_processes_than_files_are_kept_is_listed_again(tmp_path: Path) -> None:
+    world = Machine(tmp_path)
+    with world.in_charge():
+        probe = world.probe()
+        world.happens("start", 0)
+        assert [read(probe, float(at)).process_count for at in range(3)] == [2] * 3
+        plan = probe._together
+        assert plan is not None
+        # No room for the last of the tree: all are read one by one from here on.
+        probe._files._limit = len(plan._batch._sources) - 1
+        probe._files.close()
+        assert read(probe, 3.0).process_count == 2
+        # Those that stood still are read again beside the new one.
+        world.happens("start", 0)
+        assert read(probe, 4.0).process_count == 3
+        assert probe.take_events() == []
+        probe.close()
+
+
 def test_one_that_got_another_parent_is_ours_no_longer(tmp_path: Path) -> None:
     world = Machine(tmp_path)
     with world.in_charge():

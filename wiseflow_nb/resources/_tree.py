@@ -183,8 +183,11 @@ class LinuxTree:
             totals = self._list()
         return (apart.taken_off(totals[0]), *totals[1:])
 
-    def _keep(self, member: _Member, data: bytes) -> None:
-        """Keep what a member says, and the sums with it: they cost nothing for members that stood still."""
+    def _keep(self, member: _Member, data: bytes) -> _linux.Process:
+        """Keep what a member says, and the sums with it: they cost nothing for members that stood still.
+
+        Returned as well: one by one, the kept files hold it as what was made of these bytes.
+        """
         parent, start, ended, ticks, threads, pages = row = _linux.process(data)
         before = member.row
         if parent != before[0] or start != before[1] or (ended and member.pid == self._pid):
@@ -193,6 +196,7 @@ class LinuxTree:
         self._threads += threads - before[4]
         self._pages += pages - before[5]
         member.row = row
+        return row
 
     def _is_known(self, newest: int) -> bool:
         """Whether nobody can have come since the last listing."""
