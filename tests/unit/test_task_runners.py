@@ -107,3 +107,12 @@ def test_cancelling_all_there_are_before_they_begin_loses_no_runner() -> None:
             return [await asyncio.wait_for(asyncio.wrap_future(task), 20) for task in submitted]
 
     assert asyncio.run(main()) == ["ran"] * 4
+
+
+def test_the_first_manager_of_a_process_on_a_loop_that_a_test_moves_does_as_the_later_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_kept, "_tell", {})
+    monkeypatch.setattr(_kept, "_tried", set())
+    with TaskManager(**Stage().parts):
+        assert list(_kept._tell.values()) == [True]

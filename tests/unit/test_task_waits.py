@@ -124,7 +124,8 @@ def test_time_outs_around_waits_lose_no_slot(
 
     submitted = [tasks.submit(outer, plan) for plan in plans]
     stage.run()
-    for second in range(60):
+    # With one slot all of them sleep one after the other.
+    for second in range(int(sum(seconds + 1 for plan in plans for seconds, _ in plan)) + 20):
         for when, which in cancels:
             if when == second:
                 submitted[which % len(submitted)].cancel()

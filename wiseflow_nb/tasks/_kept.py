@@ -14,12 +14,17 @@ import sys
 import types
 import weakref
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wiseflow_nb.tasks._loop import TaskLoop
 
 Kind = tuple[type[Any], type[Any]]
 
 #: What is known of each kind of loop and task.
 _tell: dict[Kind, bool] = {}
+#: Kinds of loops that a test moves on which it was tried ahead.
+_tried: set[type[Any]] = set()
 #: Where it is being tried.
 _trying: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
@@ -49,6 +54,20 @@ def try_counts(loop: asyncio.AbstractEventLoop) -> None:
             _tell[kind] = task.exception() is None and all(found)
 
     trial.add_done_callback(ended)
+
+
+def try_ahead(loop: TaskLoop) -> None:
+    """Find out now on a loop that a test moves, so that the first manager of a process does as the later ones do."""
+    run_until_idle = getattr(loop, "run_until_idle", None)
+    if run_until_idle is None or loop.current or type(loop) in _tried:
+        return
+    _tried.add(type(loop))
+    loop.call(_try_here)
+    run_until_idle()
+
+
+def _try_here() -> None:
+    try_counts(asyncio.get_running_loop())
 
 
 async def _trial(loop: asyncio.AbstractEventLoop, found: list[bool]) -> None:

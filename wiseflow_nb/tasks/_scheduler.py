@@ -30,6 +30,7 @@ from wiseflow_nb.tasks._admission import RECHECK_SECONDS, Admission
 from wiseflow_nb.tasks._entering import Entering
 from wiseflow_nb.tasks._graph import referenced
 from wiseflow_nb.tasks._job import Attempt, Effects, Job
+from wiseflow_nb.tasks._kept import try_ahead
 from wiseflow_nb.tasks._ledger import OnMove
 from wiseflow_nb.tasks._lives import Calling, give_way, perform
 from wiseflow_nb.tasks._loop import TaskLoop
@@ -75,6 +76,7 @@ class Scheduler(Entering):
         self.loop = loop
         self._recheck: TimerHandle | None = None
         self.runner = Runner(self)
+        try_ahead(loop)
         self._unlisten = pool._add_listener(self._pool_changed) if isinstance(pool, ThreadPoolManager) else None
 
     # -- submit ------------------------------------------------------------------------------
