@@ -191,7 +191,7 @@ def test_a_report_tells_cause_work_figures_alerts_and_gaps(view: StoreView) -> N
 def test_what_was_dropped_is_said_once_with_what_it_means(tmp_path: Path) -> None:
     def told(name: str, **meta: Any) -> list[str]:
         with contextlib.closing(StoreView(written(tmp_path / name, **meta))) as view:
-            return [line for line in str(view.report()).splitlines() if "dropped" in line or "among them" in line]
+            return [line for line in str(view.report()).splitlines() if "dropped" in line or "last state" in line]
 
     assert told("none") == []
     assert told("moves", dropped_rows=7, dropped_tasks=0) == [
@@ -199,7 +199,10 @@ def test_what_was_dropped_is_said_once_with_what_it_means(tmp_path: Path) -> Non
     ]
     rows = told("tasks", dropped_rows=7, lost_rows=2, dropped_tasks=3)
     assert rows[0].startswith("  9 rows dropped")
-    assert rows[1:] == ["  of 3 tasks the last state is among them: lost here, or not there"]
+    (said,) = rows[1:]
+    assert said.startswith("  of 3 tasks the last state is not on record")
+    assert said.endswith("or are not there, and its counts of tasks are wrong")
+    assert "of 7 tasks" in told("given up", lost_rows=20, lost_tasks=4, dropped_tasks=3)[1]
     # Anybody can write the file.
     assert told("odd", dropped_rows=NAN, lost_rows=[1], dropped_tasks=True) == []
     assert told("odder", dropped_rows=-1, lost_rows="7", dropped_tasks=1e300) == []

@@ -127,7 +127,7 @@ def gather(
         shutdowns=_shutdowns(record),
         thresholds={str(name): (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()},
         dropped_rows=sum(_count(meta.get(key)) for key in ("dropped_rows", "lost_rows")),
-        dropped_tasks=_count(meta.get("dropped_tasks")),
+        dropped_tasks=sum(_count(meta.get(key)) for key in ("dropped_tasks", "lost_tasks")),
         task_counts=counts,
     )
     here = facts.host_now == info.host and facts.boot_id_now == facts.boot_id

@@ -206,12 +206,8 @@ def missing_lines(facts: Facts) -> list[str]:
         since = next((item for item in facts.events if item.kind == "rows_dropped"), None)
         at = f", since {moment(since.time_seconds)[11:]}" if since is not None else ""
         lines.append(f"{many(facts.dropped_rows, 'row')} dropped{at}: more was recorded than could be written")
-        if facts.dropped_tasks:
-            lines.append(
-                f"of {many(facts.dropped_tasks, 'task')} the last state is among them: lost here, or not there"
-            )
-    # What stands against the recording as a whole, where the record says so.
-    notice = one_line(str(getattr(facts.info, "notice", "")), 200)
+    # What stands against the recording as a whole, where the record says so: tasks' last states that it lacks, too.
+    notice = one_line(str(getattr(facts.info, "notice", "")), 500)
     lines += [notice] if notice else []
     # How many rows were dropped is said above; here is why and when. That the kernel's process cannot be
     # read after its end is no trouble of the recorder's.
