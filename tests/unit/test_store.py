@@ -29,7 +29,7 @@ from wiseflow_nb.store.paths import (
     sessions_root,
     valid_session_id,
 )
-from wiseflow_nb.store.reader import StoreReader, after_the_end
+from wiseflow_nb.store.reader import StoreReader, after_the_end, info_from_meta
 from wiseflow_nb.store.schema import MIGRATIONS
 from wiseflow_nb.store.writer import StoreWriter
 from wiseflow_nb.view import StoreView
@@ -238,6 +238,23 @@ def test_how_a_session_stands(writer: StoreWriter, directory: Path, meta: dict, 
     writer.commit()
     (info,) = list_sessions(directory.parent, now)
     assert info.state is state
+
+
+@pytest.mark.parametrize(
+    ("meta", "now", "notice"),
+    [
+        ({"heartbeat": 100.0}, 109.0, ""),
+        ({"heartbeat": 100.0}, 112.0, "nothing has been recorded for 12 s"),
+        ({"heartbeat": 100.0, "ended_seconds": 101.0}, 112.0, ""),
+        ({}, 112.0, ""),
+        ({"heartbeat": 100.0, "dropped_tasks": 1, "lost_tasks": 1200}, 101.0, "of 1,201 tasks the last state is not"),
+        ({"heartbeat": 100.0, "dropped_tasks": "x", "lost_tasks": -1}, 101.0, ""),
+        ({"heartbeat": 100.0, "dropped_rows": 7, "lost_rows": 7}, 101.0, ""),
+    ],
+)
+def test_what_a_record_says_against_itself(directory: Path, meta: dict, now: float, notice: str) -> None:
+    told = info_from_meta(meta, directory, now).notice
+    assert told.startswith(notice) if notice else told == ""
 
 
 def test_what_was_in_flight_reads_lost() -> None:

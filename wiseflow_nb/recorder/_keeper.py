@@ -274,6 +274,7 @@ class Keeper:
             self._flush()
         elif kind == "sync":
             self._local.append(lambda: self._writer.write_blocks(partial=True))
+            self._local.append(lambda: self._writer.meta("heartbeat", self._clock.time()))
             ok = self._flush()
             text = "" if ok else "the session's file cannot be written at present"
             self._link.send({"t": "synced", "id": message["id"], "ok": ok, "message": text})

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 #: Where the process cannot be seen (another host or namespace), this long without a heartbeat means crashed.
 HEARTBEAT_LOST_SECONDS = 15.0
+#: A live session whose heartbeat (each 2 s) is older says so: its recorder has ended, or cannot write.
+HEARTBEAT_LATE_SECONDS = 10.0
 KEPT_ALERTS = 1000
 MOST_REV = 2**63 - 1
 _SELECT_TASKS = f"SELECT {', '.join(TASK_COLUMNS)} FROM tasks"
@@ -443,6 +445,10 @@ def info_from_meta(meta: dict[str, Any], directory: Path, now: float) -> Session
         if not alive:
             state, ended = SessionState.CRASHED, last_seen
     notices = [str(meta.get("notice") or ""), str(meta.get("trouble") or ""), missing_text(meta)]
+    if state is SessionState.LIVE and now - last_seen > HEARTBEAT_LATE_SECONDS:
+        notices.append(
+            f"nothing has been recorded for {now - last_seen:.0f} s: the recorder hangs, ended, or cannot write its file"
+        )
     if "damaged" in meta:
         notices.append(f"its record is damaged and read without: {', '.join(map(str, meta['damaged'][:5]))}")
     return SessionInfo(
