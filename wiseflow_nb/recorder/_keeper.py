@@ -174,7 +174,10 @@ class Keeper:
             mark["crashed"] = True
         before = list(self._local)
         self._local += [lambda: self._close(now), self._writer.close_tiers, lambda: self._write_metas(mark)]
-        for _ in range(2):
+        failed = self._failing
+        if failed:
+            self.free_room()
+        for _ in range(1 if failed else 2):
             if self._flush():
                 return True
             self.free_room()

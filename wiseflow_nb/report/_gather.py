@@ -231,9 +231,9 @@ def _events(record: Record, begin: float) -> tuple[EventRecord, ...]:
         "WHERE time_seconds >= ? ORDER BY id DESC LIMIT ?",
         (LAST_EVENTS, begin, MOST_EVENTS),
     )
-    return tuple(
-        EventRecord(_number(row[0]), str(row[1]), str(row[2] or ""), _mapping(row[3])) for row in reversed(rows)
-    )
+    found = [EventRecord(_number(row[0]), str(row[1]), str(row[2] or ""), _mapping(row[3])) for row in reversed(rows)]
+    # They come from two processes: what waited longer is written later.
+    return tuple(sorted(found, key=lambda event: event.time_seconds))
 
 
 def _mapping(text: Any) -> Mapping[str, Any]:
