@@ -144,14 +144,36 @@ while not any(event.kind == "store_failed" for event in heard):
     assert time.monotonic() < deadline
     work(session)
     time.sleep(0.05)
+work(session, int(sys.argv[2]))
+submitted = len(session.task_records())
+if sys.argv[3] == "killed":
+    os.kill(session.recorder.pid, 9)
+    wait_until(lambda: "recorder_failed" in [event.kind for event in heard])
 session.close()
+# As another process sees it, once this one is gone.
 view = StoreView(session.directory)
-print(json.dumps(view.info.state))
+meta = view._store().meta()
+counts, report = view.snapshot().task_counts, view.report()
+print(json.dumps([view.info.state, submitted, counts, meta["end_reason"], meta.get("lost_rows", 0),
+                  meta.get("lost_tasks", 0), view.info.notice, str(report), report.facts.dropped_rows]))
 """
 
 
-def test_a_session_that_ends_on_a_full_disk_has_its_end_mark(tmp_path: Path) -> None:
-    assert private_mounts(_FULL_AT_END, str(tmp_path / "small")) == "ended"
+@pytest.mark.parametrize("how", ["", "killed"])
+@pytest.mark.parametrize("count", [20, 1500])
+def test_a_session_that_ends_on_a_full_disk_has_its_end_mark(tmp_path: Path, count: int, how: str) -> None:
+    told = private_mounts(_FULL_AT_END, str(tmp_path / "small"), str(count), how)
+    state, submitted, counts, reason, rows, tasks, notice, report, dropped = told
+    assert state == "ended"
+    assert reason == ("closed (the recorder did not answer)" if how else "closed")
+    # What did not fit is counted, and said.
+    assert counts == {"completed": submitted - tasks}
+    assert (tasks > 0) == (count == 1500)
+    assert dropped == rows >= tasks
+    assert (f"of {tasks:,} tasks the last state is not on record" in notice) == (tasks > 0)
+    assert notice in report
+    if count == 1500:
+        assert f"{rows} rows dropped" in report
 
 
 _NO_ROOM = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -29,6 +30,7 @@ from wiseflow_nb.session import Session
 from wiseflow_nb.store.reader import StoreReader
 from wiseflow_nb.store.writer import MAX_TEXT
 from wiseflow_nb.tasks import TaskManager
+from wiseflow_nb.testing import FakeClock
 from wiseflow_nb.view import SessionView, StoreView, _picture, _views
 from wiseflow_nb.view._views import LocalTasks
 
@@ -379,6 +381,35 @@ def test_verbs_that_do_not_fit_change_nothing_and_say_why(session: Session, view
         assert reason in answer.message
     assert session.settings == before
     assert session.tasks.submit(int).result(timeout=10) == 0
+
+
+@pytest.mark.parametrize("count", [1, 60_000])
+def test_tasks_whose_last_state_the_record_lacks_are_told_by_both_for_good(
+    session: Session, views: tuple[SessionView, SessionView], count: int
+) -> None:
+    assert [view.snapshot().info.notice for view in views] == ["", ""]
+    session.recorder.put_meta("dropped_rows", json.dumps(3 * count))
+    session.recorder.put_meta("dropped_tasks", json.dumps(count))
+    assert session.sync()
+    notices = {view.snapshot().info.notice for view in views}
+    (notice,) = notices
+    assert notice.startswith(f"of {count:,} task{'s' * (count > 1)} the last state is not on record")
+    session.close()
+    assert {view.snapshot().info.notice for view in views} == notices
+    assert str(views[1].report()).count(notice) == 1
+
+
+def test_a_record_that_stands_still_is_told_by_who_has_only_the_record(session: Session) -> None:
+    assert session.sync()
+    clock = FakeClock(time.time() + 100.0)
+    with contextlib.closing(StoreView(session.directory, clock=clock)) as store:
+        words = "the recorder hangs, ended, or cannot write its file"
+        assert words in store.info.notice == store.snapshot().info.notice
+        assert store.info.state is SessionState.LIVE
+        # Who is in the same process hears from the recorder itself.
+        assert session.view.snapshot().info.notice == ""
+        session.close()
+        assert store.info.notice == ""
 
 
 def test_an_ended_session_reads_the_same_from_both(session: Session) -> None:

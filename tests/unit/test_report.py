@@ -33,6 +33,7 @@ from wiseflow_nb.records import (
 from wiseflow_nb.report import Report, _gather
 from wiseflow_nb.report._gather import LAST_SAMPLES, MOST_SAMPLES, _samples
 from wiseflow_nb.report._svg import MOST_POINTS, Bar, Line, picture, thinned
+from wiseflow_nb.report._text import missing_lines
 from wiseflow_nb.session import Session
 from wiseflow_nb.store.identity import identify
 from wiseflow_nb.store.paths import DATABASE_NAME
@@ -191,7 +192,7 @@ def test_a_report_tells_cause_work_figures_alerts_and_gaps(view: StoreView) -> N
 def test_what_was_dropped_is_said_once_with_what_it_means(tmp_path: Path) -> None:
     def told(name: str, **meta: Any) -> list[str]:
         with contextlib.closing(StoreView(written(tmp_path / name, **meta))) as view:
-            return [line for line in str(view.report()).splitlines() if "dropped" in line or "among them" in line]
+            return [line for line in str(view.report()).splitlines() if "dropped" in line or "last state" in line]
 
     assert told("none") == []
     assert told("moves", dropped_rows=7, dropped_tasks=0) == [
@@ -199,10 +200,34 @@ def test_what_was_dropped_is_said_once_with_what_it_means(tmp_path: Path) -> Non
     ]
     rows = told("tasks", dropped_rows=7, lost_rows=2, dropped_tasks=3)
     assert rows[0].startswith("  9 rows dropped")
-    assert rows[1:] == ["  of 3 tasks the last state is among them: lost here, or not there"]
+    (said,) = rows[1:]
+    assert said.startswith("  of 3 tasks the last state is not on record")
+    assert said.endswith("or are not there, and its counts of tasks are wrong")
+    assert "of 7 tasks" in told("given up", lost_rows=20, lost_tasks=4, dropped_tasks=3)[1]
     # Anybody can write the file.
     assert told("odd", dropped_rows=NAN, lost_rows=[1], dropped_tasks=True) == []
     assert told("odder", dropped_rows=-1, lost_rows="7", dropped_tasks=1e300) == []
+
+
+def test_a_gap_whose_length_nobody_measured_is_as_long_as_the_samples_are_apart(view: StoreView) -> None:
+    facts = view.report().facts
+    before, after = sample(END - 20, 1e8, 0.0), sample(END - 3, 1e8, 0.0, gap=1.0)._replace(interval_seconds=NAN)
+    (line, *_) = missing_lines(replace(facts, samples=(before, after)))
+    assert line == "1 gap in the samples of the last minutes, the longest 17.0 s"
+    (line, *_) = missing_lines(replace(facts, samples=(after,)))
+    assert line == "1 gap in the samples of the last minutes"
+
+
+def test_events_are_in_order_of_time_whoever_wrote_them_first(tmp_path: Path) -> None:
+    directory = written(tmp_path / "two")
+    with contextlib.closing(StoreWriter(directory / DATABASE_NAME)) as writer:
+        late = EventRecord(END - 30, "recorder_silent", "told late")
+        writer.apply([("event", to_json_dict(late))])
+        writer.commit()
+    with contextlib.closing(StoreView(directory)) as view:
+        assert view.events().kind.tolist() == ["recorder_restarted", "recorder_silent", "probe_failed"]
+        facts = view.report().facts
+        assert [event.kind for event in facts.events] == ["recorder_restarted", "recorder_silent", "probe_failed"]
 
 
 def test_a_report_is_json(view: StoreView) -> None:

@@ -16,7 +16,7 @@ import pytest
 from wiseflow_nb.errors import CommandError, SessionNotFoundError, StoreError, StoreVersionError, UsageError
 from wiseflow_nb.frames import task_frame
 from wiseflow_nb.recorder._retention import prune
-from wiseflow_nb.records import Sample, SessionState, TaskRecord, TaskState, to_json_dict
+from wiseflow_nb.records import Sample, SessionState, TaskRecord, TaskState, to_json_dict, valid_text
 from wiseflow_nb.store import finding
 from wiseflow_nb.store.commands import VERBS, send, validate
 from wiseflow_nb.store.finding import list_sessions, session_directory
@@ -29,9 +29,9 @@ from wiseflow_nb.store.paths import (
     sessions_root,
     valid_session_id,
 )
-from wiseflow_nb.store.reader import StoreReader, after_the_end
+from wiseflow_nb.store.reader import StoreReader, after_the_end, info_from_meta
 from wiseflow_nb.store.schema import MIGRATIONS
-from wiseflow_nb.store.writer import StoreWriter
+from wiseflow_nb.store.writer import MAX_TEXT, StoreWriter
 from wiseflow_nb.view import StoreView
 
 
@@ -238,6 +238,38 @@ def test_how_a_session_stands(writer: StoreWriter, directory: Path, meta: dict, 
     writer.commit()
     (info,) = list_sessions(directory.parent, now)
     assert info.state is state
+
+
+@pytest.mark.parametrize(
+    ("meta", "now", "notice"),
+    [
+        ({"heartbeat": 100.0}, 109.0, ""),
+        ({"heartbeat": 100.0}, 112.0, "nothing has been recorded for 12 s"),
+        ({"heartbeat": 100.0, "ended_seconds": 101.0}, 112.0, ""),
+        ({}, 112.0, ""),
+        ({"heartbeat": 100.0, "dropped_tasks": 1, "lost_tasks": 1200}, 101.0, "of 1,201 tasks the last state is not"),
+        ({"heartbeat": 100.0, "dropped_tasks": "x", "lost_tasks": -1}, 101.0, ""),
+        ({"heartbeat": 100.0, "dropped_rows": 7, "lost_rows": 7}, 101.0, ""),
+    ],
+)
+def test_what_a_record_says_against_itself(directory: Path, meta: dict, now: float, notice: str) -> None:
+    told = info_from_meta(meta, directory, now).notice
+    assert told.startswith(notice) if notice else told == ""
+
+
+@pytest.mark.parametrize("letter", ["x", '"', "é", "\x00"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_of_tags_that_are_too_long_the_first_is_cut(
+    writer: StoreWriter, directory: Path, letter: str, count: int
+) -> None:
+    task = TaskRecord("t1", "name", TaskState.RUNNING, tags=(letter * 1_000_000,) * count)
+    assert writer.apply([("task", to_json_dict(task))]) == 0
+    writer.commit()
+    with contextlib.closing(StoreReader(directory)) as reader:
+        (tag,) = reader.task("t1").tags
+    assert tag.endswith("…")
+    assert tag[:1000] == valid_text(letter * 1000)
+    assert len(tag) <= MAX_TEXT
 
 
 def test_what_was_in_flight_reads_lost() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from wiseflow_nb.clock import Clock
 from wiseflow_nb.errors import StoreError
 from wiseflow_nb.recorder._desk import CommandDesk
+from wiseflow_nb.recorder._end import GivenUp, write_what_fits
 from wiseflow_nb.recorder._link import Link
 from wiseflow_nb.recorder._retention import SteadyTime
 from wiseflow_nb.recorder._rows import newest_rows
@@ -33,6 +34,8 @@ SET_BACK_SECONDS = 2.0
 #: What may wait for a store that fails, before the oldest is given up and counted.
 WAITING_LIMIT = 100_000
 WAITING_BLOCKS = 1000
+#: So often the end mark is tried alone.
+MARK_ATTEMPTS = 3
 #: A killed kernel's pipe can be held open by a process it forked: this long without a message is its end.
 DRAIN_SECONDS = 0.2
 DRAIN_LIMIT_SECONDS = 1.5
@@ -61,6 +64,7 @@ class Keeper:
         self._sampler: Sampler | None = None
         #: What came through the pipe: no more than the kernel keeps until it is acknowledged.
         self._waiting: list[list[Any]] = []
+        #: Events and alerts of this process.
         self._events: list[list[Any]] = []
         self._local: list[Callable[[], None]] = []
         self._acks: list[dict[str, Any]] = []
@@ -83,6 +87,8 @@ class Keeper:
         self._kill_files: tuple[str, ...] = ()
         self._more_to_forget = False
         self.lost_rows = _whole(writer.get_meta("lost_rows")) if config.resume else 0
+        #: Of how many tasks the last state was among them: only an end can lose any.
+        self.lost_tasks = _whole(writer.get_meta("lost_tasks")) if config.resume else 0
         self.lost_samples = 0
         #: What came whole but fits no table.
         self.unwritable_rows = 0
@@ -152,24 +158,71 @@ class Keeper:
             if self._end_reason is not None:
                 return True
 
-    def finish(self, crashed: bool) -> None:
-        """Take what the sampler still said, write the end mark, commit."""
+    def finish(self, crashed: bool) -> bool:
+        """Take what the sampler still said, write the end mark, commit; return whether the mark is in the file.
+
+        Where not all that waits fits, in the room that was kept, the mark goes in alone, with the count
+        of what was given up, and after it what fits.
+        """
+        self._tell_losses()
         self._drain(0.0)
         self._look_at_clock()
         now = self._clock.time()
-        self._local.append(lambda: self._writer.resolve_alerts(now))
-        self._local.append(self._writer.close_tiers)
-        self._local.append(lambda: self._writer.meta("heartbeat", now))
-        self._local.append(lambda: self._writer.meta("ended_seconds", now))
-        self._local.append(lambda: self._writer.meta("end_reason", self._end_reason or "the kernel vanished"))
+        mark: dict[str, Any] = {"heartbeat": now, "ended_seconds": now}
+        mark["end_reason"] = self._end_reason or "the kernel vanished"
         if crashed:
-            self._local.append(lambda: self._writer.meta("crashed", True))
-        self._local.append(lambda: self._writer.give_up_commands("the session ended before it was carried out", now))
-        for attempt in range(20):
+            mark["crashed"] = True
+        before = list(self._local)
+        self._local += [lambda: self._close(now), self._writer.close_tiers, lambda: self._write_metas(mark)]
+        failed = self._failing
+        if failed:
+            self.free_room()
+        for _ in range(1 if failed else 2):
             if self._flush():
-                break
-            if attempt == 0:
-                self.free_room()
+                return True
+            self.free_room()
+        for _ in range(MARK_ATTEMPTS):
+            try:
+                self._mark_alone(mark | {"batch_seq": self._applied}, before, now)
+                return True
+            except sqlite3.Error as error:
+                self._failed(error)
+        return False
+
+    def _mark_alone(self, mark: dict[str, Any], local: list[Callable[[], None]], now: float) -> None:
+        known = GivenUp(self.lost_rows, self.lost_tasks)
+
+        def rest() -> None:
+            for write in local:
+                write()
+            self._writer.close_tiers()
+
+        lost = write_what_fits(
+            self._writer,
+            mark,
+            [*self._waiting, *self._events],
+            self._clock,
+            closing=lambda: self._close(now),
+            rest=rest,
+            before=known,
+        )
+        now_lost = GivenUp(lost.rows - known.rows, lost.tasks - known.tasks)
+        if not now_lost.rows:
+            return
+        data = {"rows": lost.rows, "tasks": lost.tasks, "samples": 0}
+        event = EventRecord(self._clock.time(), "store_lost", now_lost.text(), data)
+        self._link.send({"t": "event", "event": to_json_dict(event)})
+        with contextlib.suppress(sqlite3.Error):  # the counts are beside the mark
+            self._writer.apply([["event", to_json_dict(event)]])
+            self._writer.commit()
+
+    def _close(self, now: float) -> None:
+        self._writer.resolve_alerts(now)
+        self._writer.give_up_commands("the session ended before it was carried out", now)
+
+    def _write_metas(self, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            self._writer.meta(key, value)
 
     def _drain(self, patience: float = DRAIN_SECONDS) -> None:
         """Take what still comes: until the end, or until the pipe was silent for ``patience`` seconds."""
@@ -198,7 +251,7 @@ class Keeper:
             self._writer.sample(message["sample"])
             self._tell_silence(message["sample"])
         elif kind == "_alert":
-            self._local.append(lambda: self._writer.alert(message["alert"]))
+            self._events.append(["alert", to_json_dict(message["alert"])])
         elif kind == "_event":
             self._events.append(["event", to_json_dict(message["event"])])
         elif kind == "batch":
@@ -224,6 +277,7 @@ class Keeper:
             self._flush()
         elif kind == "sync":
             self._local.append(lambda: self._writer.write_blocks(partial=True))
+            self._local.append(lambda: self._writer.meta("heartbeat", self._clock.time()))
             ok = self._flush()
             text = "" if ok else "the session's file cannot be written at present"
             self._link.send({"t": "synced", "id": message["id"], "ok": ok, "message": text})

@@ -114,8 +114,8 @@ def run(
             link.inbox.put(None)
         pruner.stop()
         thread.join(10.0)
-        if sampled and outcome:
-            keeper.finish(crashed=not outcome[0])
+        if sampled and outcome and keeper.finish(crashed=not outcome[0]):
+            # Without the mark in the file the kernel, if it lives, writes it.
             link.send({"t": "ended"})
         # Else this recorder failed, not the kernel: no end mark, so that another one goes on.
         link.close()

@@ -127,7 +127,7 @@ def gather(
         shutdowns=_shutdowns(record),
         thresholds={str(name): (float(pair[0]), float(pair[1])) for name, pair in meta.get("thresholds", {}).items()},
         dropped_rows=sum(_count(meta.get(key)) for key in ("dropped_rows", "lost_rows")),
-        dropped_tasks=_count(meta.get("dropped_tasks")),
+        dropped_tasks=sum(_count(meta.get(key)) for key in ("dropped_tasks", "lost_tasks")),
         task_counts=counts,
     )
     here = facts.host_now == info.host and facts.boot_id_now == facts.boot_id
@@ -231,9 +231,9 @@ def _events(record: Record, begin: float) -> tuple[EventRecord, ...]:
         "WHERE time_seconds >= ? ORDER BY id DESC LIMIT ?",
         (LAST_EVENTS, begin, MOST_EVENTS),
     )
-    return tuple(
-        EventRecord(_number(row[0]), str(row[1]), str(row[2] or ""), _mapping(row[3])) for row in reversed(rows)
-    )
+    found = [EventRecord(_number(row[0]), str(row[1]), str(row[2] or ""), _mapping(row[3])) for row in reversed(rows)]
+    # They come from two processes: what waited longer is written later.
+    return tuple(sorted(found, key=lambda event: event.time_seconds))
 
 
 def _mapping(text: Any) -> Mapping[str, Any]:

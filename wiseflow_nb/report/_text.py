@@ -193,25 +193,29 @@ def oom_text(facts: Facts) -> str:
     return f"{told[0]} in the first sample ({at}), {told[1]} in the last"
 
 
+def _gap(facts: Facts, number: int) -> float:
+    """How long there was no sample before this one; where who took it did not know, by the one before, if it is of this boot."""
+    sample = facts.samples[number]
+    if math.isfinite(sample.interval_seconds) or number == 0:
+        return sample.interval_seconds
+    between = sample.monotonic_seconds - facts.samples[number - 1].monotonic_seconds
+    return between if between > 0 else math.nan
+
+
 def missing_lines(facts: Facts) -> list[str]:
     """Gaps in the samples, what was dropped, and trouble of the recorder's own."""
     lines = []
-    gaps = [sample for sample in facts.samples if sample.gap]
+    gaps = [_gap(facts, number) for number, sample in enumerate(facts.samples) if sample.gap]
     if gaps:
-        longest = max(
-            (item.interval_seconds for item in gaps if math.isfinite(item.interval_seconds)), default=math.nan
-        )
-        lines.append(f"{many(len(gaps), 'gap')} in the samples of the last minutes, the longest {duration(longest)}")
+        known = [seconds for seconds in gaps if math.isfinite(seconds)]
+        longest = f", the longest {duration(max(known))}" if known else ""
+        lines.append(f"{many(len(gaps), 'gap')} in the samples of the last minutes{longest}")
     if facts.dropped_rows:
         since = next((item for item in facts.events if item.kind == "rows_dropped"), None)
         at = f", since {moment(since.time_seconds)[11:]}" if since is not None else ""
         lines.append(f"{many(facts.dropped_rows, 'row')} dropped{at}: more was recorded than could be written")
-        if facts.dropped_tasks:
-            lines.append(
-                f"of {many(facts.dropped_tasks, 'task')} the last state is among them: lost here, or not there"
-            )
-    # What stands against the recording as a whole, where the record says so.
-    notice = one_line(str(getattr(facts.info, "notice", "")), 200)
+    # What stands against the recording as a whole, where the record says so: tasks' last states that it lacks, too.
+    notice = one_line(str(getattr(facts.info, "notice", "")), 500)
     lines += [notice] if notice else []
     # How many rows were dropped is said above; here is why and when. That the kernel's process cannot be
     # read after its end is no trouble of the recorder's.

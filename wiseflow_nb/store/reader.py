@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 #: Where the process cannot be seen (another host or namespace), this long without a heartbeat means crashed.
 HEARTBEAT_LOST_SECONDS = 15.0
+#: A live session whose heartbeat (each 2 s) is older says so: its recorder has ended, or cannot write.
+HEARTBEAT_LATE_SECONDS = 10.0
 KEPT_ALERTS = 1000
 MOST_REV = 2**63 - 1
 _SELECT_TASKS = f"SELECT {', '.join(TASK_COLUMNS)} FROM tasks"
@@ -442,7 +444,11 @@ def info_from_meta(meta: dict[str, Any], directory: Path, now: float) -> Session
             alive = now - last_seen < HEARTBEAT_LOST_SECONDS
         if not alive:
             state, ended = SessionState.CRASHED, last_seen
-    notices = [str(meta.get("notice") or ""), str(meta.get("trouble") or "")]
+    notices = [str(meta.get("notice") or ""), str(meta.get("trouble") or ""), missing_text(meta)]
+    if state is SessionState.LIVE and now - last_seen > HEARTBEAT_LATE_SECONDS:
+        notices.append(
+            f"nothing has been recorded for {now - last_seen:.0f} s: the recorder hangs, ended, or cannot write its file"
+        )
     if "damaged" in meta:
         notices.append(f"its record is damaged and read without: {', '.join(map(str, meta['damaged'][:5]))}")
     return SessionInfo(
@@ -458,6 +464,33 @@ def info_from_meta(meta: dict[str, Any], directory: Path, now: float) -> Session
         path=str(directory),
         notice="; ".join(filter(None, notices)),
     )
+
+
+def missing_text(meta: Mapping[str, Any]) -> str:
+    """Of how many tasks the record lacks the last state for good, and what that means; empty for none.
+
+    Examples
+    --------
+    >>> missing_text({"dropped_tasks": 0}), missing_text({"dropped_tasks": 2, "lost_tasks": 1000})[:48]
+    ('', 'of 1,002 tasks the last state is not on record, ')
+    """
+    count = missing_tasks(meta)
+    if not count:
+        return ""
+    return (
+        f"of {count:,} {'task' if count == 1 else 'tasks'} the last state is not on record, as more came than could be written: in the file they "
+        "read as before, or lost once the session is over, or are not there, and its counts of tasks are wrong"
+    )
+
+
+def missing_tasks(meta: Mapping[str, Any]) -> int:
+    """Of how many tasks the last state was dropped in the kernel, or given up where the file took no more."""
+    return sum(count_from(meta.get(key)) for key in ("dropped_tasks", "lost_tasks"))
+
+
+def count_from(value: Any) -> int:
+    """A count of the meta table; 0 where it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def after_the_end(task: TaskRecord) -> TaskRecord:

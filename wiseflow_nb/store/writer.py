@@ -120,11 +120,21 @@ def _inode(path: Path) -> tuple[int, int]:
 
 
 def _json_text(value: Any) -> str:
-    """JSON that stays JSON when it is too long: a list loses its end, an object all but the beginning of its text."""
+    """JSON that stays JSON when it is too long.
+
+    A list loses its end, its only text the end of that, and an object all but the beginning of its text.
+    """
     # As letters, not as escapes: a lone surrogate is to be found and replaced like that of any other text.
     text = json.dumps(value, ensure_ascii=False, default=text_of)
+    most = MAX_TEXT - 5  # brackets, quotes and the mark of the cut
     while len(text) > MAX_TEXT:
-        value = value[: len(value) // 2] if isinstance(value, (list, tuple)) else {"cut": text[:1000]}
+        if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], str):
+            # What is escaped takes several letters.
+            value, most = [f"{value[0][:most]}…"], most // 2
+        elif isinstance(value, (list, tuple)):
+            value = value[: len(value) // 2]
+        else:
+            value = {"cut": text[:1000]}
         text = json.dumps(value, ensure_ascii=False, default=text_of)
     return text
 

@@ -171,9 +171,10 @@ class StoredFrames(Telling):
         return cell_frame(self._store().cells())
 
     def events(self) -> pd.DataFrame:
-        """Every event: one row each, indexed by time."""
+        """Every event: one row each, indexed by time, in order of time."""
         self._barrier()
-        rows = self._store().query("SELECT time_seconds, kind, message, data FROM events ORDER BY id")
+        # Not as they were written: they come from two processes, and what waited longer is written later.
+        rows = self._store().query("SELECT time_seconds, kind, message, data FROM events ORDER BY time_seconds, id")
         # The decoder's own function: what ``loads`` does around it takes longer than a short text.
         decode = json.JSONDecoder().raw_decode
         return event_frame(EventRecord(row[0], row[1], row[2], decode(row[3] or "{}")[0]) for row in rows)

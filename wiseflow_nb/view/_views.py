@@ -8,6 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ from wiseflow_nb.store.reader import (
     after_the_end,
     counts_after_the_end,
     info_from_meta,
+    missing_text,
     moment_from,
     thresholds_from,
 )
@@ -129,9 +131,10 @@ class LocalView(StoredFrames, Verbs):
         """All that is drawn; see ``SessionView.snapshot``."""
         session = self._session
         rev = session.task_rev()
+        info = session.info
         shown = picture(LocalTasks(session, self._stored_tasks), since_rev)
         return Snapshot(
-            info=session.info,
+            info=replace(info, notice="; ".join(filter(None, (info.notice, self._missing())))),
             time_seconds=session.now(),
             rev=rev,
             sample=session.latest(),
@@ -148,6 +151,13 @@ class LocalView(StoredFrames, Verbs):
             reset=shown.reset,
             older_rev=shown.older_rev,
         )
+
+    def _missing(self) -> str:
+        """What the record lacks for good: here all is known, but who reads the file sees it, later also from here."""
+        try:
+            return missing_text(self._store().meta())
+        except (WiseflowError, sqlite3.Error):
+            return ""  # what is wrong with the file is told by who writes it
 
     def task_records(self, *, until_rev: int | None = None, limit: int | None = None) -> tuple[TaskRecord, ...]:
         """The tasks, the newest change first; see ``SessionView.task_records``."""
