@@ -101,6 +101,13 @@ class Outbox:
         """Keep nothing any more."""
         self.pending = collections.deque(maxlen=0)
 
+    def forget(self) -> None:
+        """In a forked child: what waits is the parent's, and a thread that is not there may have held the lock."""
+        self.close()
+        self.lock, self._bell, self._rung = threading.Lock(), threading.Event(), False
+        self._backlog, self._caught_up, self._whole_at, self._behind = Backlog(), None, 0, False
+        self._late.clear()
+
     def make(self, *, everything: bool = False) -> bool:
         """Make batches of what waits, as far as there is room or of ``everything``; return whether nothing is left."""
         with self.lock:

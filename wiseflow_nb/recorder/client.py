@@ -520,6 +520,12 @@ class RecorderClient:
     def forget_in_child(self) -> None:
         """In a forked child: the recorder is the parent's."""
         self._wire.forget()
-        self._outbox.close()
-        self._stopping = True
-        self._ended.set()
+        self._outbox.forget()
+        self._soon, self._threads, self._flusher = None, [], None
+        self._troubles = {"left": "the recorder stayed with the parent process"}
+        self._answers, self._answered, self._turn = {}, threading.Condition(), threading.Lock()
+        self._settled, self._ready = threading.Event(), threading.Event()
+        self._ended, self._closing = threading.Event(), threading.Event()
+        for event in (self._settled, self._ended, self._closing):
+            event.set()
+        self._stopping, self._replace_at = True, math.inf
