@@ -34,6 +34,10 @@ class EventBus:
         self._subscribers: tuple[Subscriber, ...] = ()
         self.failures = 0
 
+    def after_fork(self) -> None:
+        """In a forked child: a thread that is not there may have held the lock."""
+        self._lock = threading.Lock()
+
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Add a subscriber; call what is returned to remove it (calling twice does no harm)."""
         with self._lock:

@@ -142,6 +142,11 @@ class Governor:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
+    def after_fork(self) -> None:
+        """In a forked child nothing is governed; a thread that is not there may have held any lock."""
+        self._wake, self._ended, self._thread = threading.Event(), threading.Event(), None
+        self._pool_lock, self._audit_lock = threading.Lock(), threading.Lock()
+
     def wake(self) -> None:
         """Something changed: look soon."""
         if not self._wake.is_set():

@@ -23,6 +23,7 @@ from wiseflow_nb.errors import ConfigurationError, UsageError
 from wiseflow_nb.events import EventBus
 from wiseflow_nb.governor import Governor
 from wiseflow_nb.pool import ThreadPoolManager
+from wiseflow_nb.recorder._forked import forget_in_children, forget_no_more
 from wiseflow_nb.recorder.client import RecorderClient
 from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings
 from wiseflow_nb.records import (
@@ -42,7 +43,6 @@ from wiseflow_nb.records import (
     valid_record,
     valid_text,
 )
-from wiseflow_nb.report import Report
 from wiseflow_nb.resources._disk import absolute_paths
 from wiseflow_nb.resources.monitor import ResourceMonitor
 from wiseflow_nb.store.finding import all_sessions, find_session
@@ -51,6 +51,7 @@ from wiseflow_nb.store.paths import RING_NAME, in_memory, new_session_id, privat
 from wiseflow_nb.tasks import TaskManager, memory_gauges
 from wiseflow_nb.verbs import Verbs
 from wiseflow_nb.view import LocalView, StoreView, wiseflow_version
+from wiseflow_nb.view._by_view import ByView
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +63,7 @@ _ALIVE = tuple(state for state in TaskState if not state.terminal)
 FIXED_SETTINGS = frozenset({"state_dir", "recorder_enabled", "retention_days", "retention_mb"})
 
 
-class Session:
+class Session(ByView):
     """Monitor, pool, task manager, recorder and view of one process, opened and closed together.
 
     Parameters
@@ -187,10 +188,12 @@ class Session:
         with self._lock:
             if self._state == "open":
                 return self
-            if self._state == "closed":
-                raise UsageError(f"session {self.id} was closed; make a new Session")
+            if self._state != "new":
+                what = "stayed with the parent process" if self._state == "left" else "was closed"
+                raise UsageError(f"session {self.id} {what}; make a new Session")
             private_directory(self.directory)
             self._recorder.start()
+            forget_in_children(self)
             self.monitor.start()
             self._state = "open"
             self._governor.start()
@@ -214,6 +217,8 @@ class Session:
         if current_task() is not None:
             raise UsageError("a session cannot be closed inside a task; close it outside, or use the shutdown command")
         self.tasks.refuse_inside("closing the session")
+        if self._state == "left":
+            return
         with self._lock:
             if self._state != "open":
                 self._state = "closed"
@@ -222,6 +227,7 @@ class Session:
         self._governor.stop(timeout)
         # Whatever one step raises, those after it (read from the bottom up) still happen.
         with contextlib.ExitStack() as steps:
+            steps.callback(forget_no_more, self)
             steps.callback(_forget, self)
             steps.callback(atexit.unregister, self._at_exit)
             steps.callback(self.view.close)
@@ -241,6 +247,21 @@ class Session:
 
     def _at_exit(self) -> None:
         self.close("the process ended")
+
+    def forget_in_child(self) -> None:
+        """In a forked child: work, recorder and threads stayed with the parent, and the end is the parent's to tell."""
+        global _current, _current_lock
+        # Other threads may have held any lock at the fork, and none of them came along.
+        self._lock = threading.RLock()
+        self._state = "left"
+        atexit.unregister(self._at_exit)
+        self.bus.after_fork()
+        self._governor.after_fork()
+        # Kept, not dropped: its connection to the file would be closed, which takes locks.
+        self._parents_view, self.view = self.view, LocalView(self)
+        _current_lock = threading.Lock()
+        if _current is self:
+            _current = None
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self._state} {self._title!r}>"
@@ -274,42 +295,6 @@ class Session:
             notice="; ".join(filter(None, [self._root_note, self._recorder.trouble])),
         )
 
-    def history(self, **options: Any) -> pd.DataFrame:
-        """The samples: one row each with a UTC index; ``since=``, ``until=``, ``resolution=``, ``rates=``.
-
-        Without a resolution it is the finest that reaches back to ``since``: raw for the last hour, 10 s
-        for a day, 60 s for a week. See ``SessionView.history``.
-        """
-        return self.view.history(**options)
-
-    def summary(self, **options: Any) -> pd.DataFrame:
-        """One row a column: min, mean, p95, max, last, seconds over its thresholds; ``options`` go to ``history``."""
-        return self.view.summary(**options)
-
-    def busiest(self, n: int = 10, *, by: str = "cpu_utilization_ratio", **options: Any) -> pd.DataFrame:
-        """The ``n`` minutes in which a column was highest, with the cells and tasks that ran in them."""
-        return self.view.busiest(n, by=by, **options)
-
-    def task_history(self) -> pd.DataFrame:
-        """The tasks: one row each, indexed by id."""
-        return self.view.task_history()
-
-    def alert_history(self) -> pd.DataFrame:
-        """The alert transitions: one row each, indexed by time."""
-        return self.view.alert_history()
-
-    def cell_history(self) -> pd.DataFrame:
-        """The cell executions: one row each, indexed by their start."""
-        return self.view.cell_history()
-
-    def events(self) -> pd.DataFrame:
-        """The events: one row each, indexed by time."""
-        return self.view.events()
-
-    def commands(self) -> pd.DataFrame:
-        """The commands that dashboards and this kernel gave: who, when, what, and what came of it."""
-        return self.view.commands()
-
     def audit(self) -> pd.DataFrame:
         """Look now for what leaks: one row a finding (kind, subject, message, value); none is good news.
 
@@ -320,31 +305,6 @@ class Session:
         from wiseflow_nb.frames import finding_frame
 
         return finding_frame(self._governor.audit())
-
-    def report(self) -> Report:
-        """How the session stands: what runs, the last minutes, alerts; shows itself in a notebook."""
-        return self.view.report()
-
-    def metrics(self) -> str:
-        """How things stand, as Prometheus text (extra ``prometheus``)."""
-        return self.view.metrics()
-
-    def plot(self, *, theme: str = "light", **options: Any) -> Any:
-        """The history as a themed ``plotly.graph_objects.Figure`` (light or dark); ``options`` go to ``history``.
-
-        Thresholds are bands; cells and alerts are marked on the time axis.
-        """
-        return self.view.plot(theme=theme, **options)
-
-    def export(self, path: str | os.PathLike[str], what: str = "history") -> Path:
-        """Write history, tasks, alerts, cells or events: Parquet for ``.parquet`` (extra), CSV for ``.csv``.
-
-        Raises
-        ------
-        UsageError, MissingExtraError
-            If the suffix is neither or there is no such table; if Parquet needs pyarrow.
-        """
-        return self.view.export(path, what)
 
     # Change.
 
@@ -368,6 +328,8 @@ class Session:
         if fixed:
             names = ", ".join(name.upper() for name in fixed)
             raise ConfigurationError(f"{names} cannot change while a session runs; set it before the session starts")
+        if self._state == "left":
+            raise UsageError(f"session {self.id} stayed with the parent process; start a Session of this one")
         with self._lock:
             settings = self._settings.replaced(changes, source)
             self._settings = settings
@@ -485,7 +447,7 @@ class Session:
 
     def sync(self, timeout: float = 2.0) -> bool:
         """Wait up to ``timeout`` seconds until what was recorded so far is committed to the file."""
-        return self._state != "open" or self._recorder.sync(timeout)
+        return self._state in ("new", "closed") or self._recorder.sync(timeout)
 
     def perform(self, verb: str, arguments: dict[str, Any], who: str) -> CommandResult:
         """Carry out a validated verb and answer in one line."""

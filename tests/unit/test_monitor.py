@@ -330,6 +330,30 @@ def test_a_function_that_hangs_stops_its_own_rule_alone_is_told_once_and_judged_
     assert (monitor.rule_hangs, monitor.rule_failures) == (1, 0)
 
 
+def test_a_function_without_a_thread_is_told_once_and_judged_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, monitor = alone(system_load1=12.0)
+    events, told, fired, refused = [], threading.Event(), threading.Event(), []
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "wiseflow-rule-load" and len(refused) < 3:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monitor.bus.subscribe(lambda event: (events.append(event), told.set() if event.kind == "rule_failed" else None))
+    monitor.add_callback(lambda item: fired.set() if item.kind == "fired" and item.rule == "load" else None)
+    monitor.add_rule("load", lambda sample: sample.system_load1, warning=10, for_seconds=0)
+    with monitor:
+        until(clock, told)
+        until(clock, fired)
+    assert len(refused) == 3
+    assert [event.message for event in events if event.kind == "rule_failed"] == [
+        "the function of alert rule 'load' has no thread (can't start new thread); it is tried with each sample"
+    ]
+
+
 def test_stop_leaves_a_hanging_function_behind_and_a_new_start_judges_its_rule_anew() -> None:
     clock, monitor = alone(system_load1=12.0)
     release, entered, fired, calls = threading.Event(), threading.Event(), threading.Event(), []

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import select
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +83,13 @@ class ProcessWorkers:
         self._busy: set[WorkerProcess] = set()
         self._reaper: threading.Thread | None = None
         self._closed = False
+        _lenders().add(self)
+
+    def forget_in_child(self) -> None:
+        """In a forked child: the workers are the parent's, and a thread that is not there may have held the lock."""
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        self._idle, self._busy, self._reaper = [], set(), None
 
     def call(self, fn: Callable[..., Any]) -> ProcessCall:
         """Return a callable that runs ``fn`` in a worker process and returns, or raises, what it does."""
@@ -318,6 +327,19 @@ def _end(workers: list[WorkerProcess]) -> None:
 
 
 _hooked = False
+
+
+@functools.cache
+def _lenders() -> weakref.WeakSet[ProcessWorkers]:
+    lenders: weakref.WeakSet[ProcessWorkers] = weakref.WeakSet()
+
+    def forget() -> None:
+        for lender in list(lenders):
+            lender.forget_in_child()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget)
+    return lenders
 
 
 def _hook_exit() -> None:

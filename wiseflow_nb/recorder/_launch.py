@@ -45,6 +45,12 @@ class Started:
             ended = self.process is not None and self.process.poll() is not None
             left = min(left - 1, 2) if ended else left - 1
 
+    def abandon(self) -> None:
+        """Nobody will hear it: let it end before it has begun."""
+        os.close(self.to_write)
+        self.to_hear.close()
+        self.end()
+
     def end(self) -> None:
         """Let the process, if it is one, be no more."""
         if self.process is not None:
@@ -113,7 +119,11 @@ def start_thread(clock: Clock) -> Started:
     from wiseflow_nb.recorder.run import run
 
     to_read, to_write = os.pipe()
-    from_read, from_write = os.pipe()
+    try:
+        from_read, from_write = os.pipe()
+    except OSError:
+        _close(to_read, to_write)
+        raise
 
     def record() -> None:
         with os.fdopen(to_read, "rb") as incoming, os.fdopen(from_write, "wb") as outgoing:
@@ -128,8 +138,17 @@ def start_thread(clock: Clock) -> Started:
                 tell_failure(outgoing, error)
 
     thread = threading.Thread(target=record, name="wiseflow-recorder", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        _close(to_read, to_write, from_read, from_write)
+        raise
     return Started(to_write, os.fdopen(from_read, "rb"), thread=thread)
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def tell_failure(outgoing: BinaryIO, error: Exception) -> None:

@@ -39,6 +39,8 @@ class Outbox:
         self._wire, self._clock, self._publish = wire, clock, publish
         self.pending: collections.deque[tuple[str, Any]] = collections.deque()
         self._backlog = Backlog()
+        #: Events for which there was no thread to publish them on.
+        self._late: collections.deque[EventRecord] = collections.deque()
         #: Held while batches are made.
         self.lock = threading.Lock()
         self._bell = threading.Event()
@@ -90,9 +92,21 @@ class Outbox:
         self._rung = False
         return True
 
+    def publish_late(self) -> None:
+        """Publish what could not be at its time; on a thread that holds no lock."""
+        while self._late:
+            self._publish(self._late.popleft())
+
     def close(self) -> None:
         """Keep nothing any more."""
         self.pending = collections.deque(maxlen=0)
+
+    def forget(self) -> None:
+        """In a forked child: what waits is the parent's, and a thread that is not there may have held the lock."""
+        self.close()
+        self.lock, self._bell, self._rung = threading.Lock(), threading.Event(), False
+        self._backlog, self._caught_up, self._whole_at, self._behind = Backlog(), None, 0, False
+        self._late.clear()
 
     def make(self, *, everything: bool = False) -> bool:
         """Make batches of what waits, as far as there is room or of ``everything``; return whether nothing is left."""
@@ -204,4 +218,8 @@ class Outbox:
 
     def _publish_aside(self, event: EventRecord) -> None:
         # Not from here: a subscriber may hand in rows, and this thread holds the lock for that.
-        threading.Thread(target=self._publish, args=(event,), name="wiseflow-notice", daemon=True).start()
+        try:
+            threading.Thread(target=self._publish, args=(event,), name="wiseflow-notice", daemon=True).start()
+        except RuntimeError:  # no more threads: the one that flushes does it, whatever it may wait for
+            self._late.append(event)
+            self.ring()

@@ -71,7 +71,9 @@ class Wire:
 
     def forget(self) -> None:
         """In a forked child: the pipe is the parent's, and would keep its end from being seen."""
-        # Without the lock: a thread that is not there may have held it.
+        # A thread that is not there may have held the old one.
+        self._lock = threading.Lock()
+        self._buffer, self._unacked, self.unacked_bytes = bytearray(), collections.deque(), 0
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):

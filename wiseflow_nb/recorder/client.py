@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -94,6 +95,8 @@ class RecorderClient:
         #: Clear while a recorder is being replaced.
         self._settled = threading.Event()
         self._settled.set()
+        #: When to try again to replace it, where no thread was to be had for that (monotonic seconds).
+        self._replace_at = math.inf
         self._vanished = False
         self._silence = Silence()
         self._soon: Callable[[], None] | None = None
@@ -108,6 +111,8 @@ class RecorderClient:
         self._stopping = False
         self._busy = False
         self._started: Started | None = None
+        self._flusher: threading.Thread | None = None
+        #: Those that were started.
         self._threads: list[threading.Thread] = []
 
     @property
@@ -140,12 +145,19 @@ class RecorderClient:
         """
         forget_in_children(self)
         self._change()
-        if failure := self._launch():
+        self._flusher = threading.Thread(target=self._flush_loop, name="wiseflow-flush", daemon=True)
+        try:
+            # Before there is a recorder, for which it would be missing.
+            self._flusher.start()
+            failure = self._launch()
+        except RuntimeError as error:
+            failure = str(error)
+        if failure:
+            self._flusher = None  # it ends with its next look
+            self._outbox.ring()
             forget_no_more(self)
             raise RecorderError(f"the recorder does not start: {failure}")
-        flusher = threading.Thread(target=self._flush_loop, name="wiseflow-flush", daemon=True)
-        flusher.start()
-        self._threads.append(flusher)
+        self._threads.append(self._flusher)
 
     # What is handed in.
 
@@ -184,13 +196,15 @@ class RecorderClient:
             self._outbox.ring()
 
     def _flush_loop(self) -> None:
-        while not self._ended.is_set():
+        while not self._ended.is_set() and self._flusher is threading.current_thread():
             if self._outbox.wait(1.0):
                 self._ended.wait(COALESCE_SECONDS)
                 self._change()
                 self.flush()
                 if self._wire.waits:
                     self._wire.wait(0.2)
+            self._outbox.publish_late()
+            self._replace_late()
 
     # Requests.
 
@@ -264,6 +278,7 @@ class RecorderClient:
         self._outbox.make()
         # One that is being replaced takes the end when it is there; one that cannot start is tried no more.
         self._closing.set()
+        self._replace_late()
         self._settled.wait(2 * READY_SECONDS)
         # As long as it takes what waits, it is given the time for it.
         give_up, acked = self._clock.monotonic() + DRAIN_SECONDS, -1
@@ -283,6 +298,7 @@ class RecorderClient:
         in_order = in_order and self._ended.wait(max(0.0, deadline - self._clock.monotonic())) and not self._vanished
         self._ended.set()
         self._outbox.ring()
+        self._outbox.publish_late()
         self._outbox.close()
         self._wire.close()
         if self._started is not None and self._started.process is not None:
@@ -333,9 +349,14 @@ class RecorderClient:
     def _is_ready(self, started: Started) -> bool:
         self._started = started
         self._ready.clear()
-        self._wire.open(started.to_write, lambda: self._greeting(own_process=started.process is not None))
         hearing = threading.Thread(target=self._hear, args=(started,), name="wiseflow-listen", daemon=True)
-        hearing.start()
+        try:
+            # Before it is told anything: one that is not heard must not record.
+            hearing.start()
+        except RuntimeError:
+            started.abandon()
+            raise
+        self._wire.open(started.to_write, lambda: self._greeting(own_process=started.process is not None))
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         self._threads += [thread for thread in (started.thread, hearing) if thread is not None]
         started.wait(READY_SECONDS)
@@ -437,7 +458,33 @@ class RecorderClient:
         else:
             text = f"the recorder ended unexpectedly{how} and is started again; what it misses is told when it is back"
             self._notice("recorder_restarted", text)
-        threading.Thread(target=self._relaunch, name="wiseflow-relaunch", daemon=True).start()
+        self._start_relaunch()
+
+    def _start_relaunch(self) -> None:
+        try:
+            threading.Thread(target=self._relaunch, name="wiseflow-relaunch", daemon=True).start()
+        except RuntimeError as error:  # no more threads: the one that flushes tries again
+            self._restarts.failed()
+            self._fail(str(error))
+            with self._turn:
+                if self._closing.is_set():
+                    self._settled.set()
+                else:
+                    self._replace_at = self._clock.monotonic() + self._restarts.delay
+
+    def _replace_late(self) -> None:
+        """Try again what no thread was to be had for, when it is time; not at all where the session ends."""
+        with self._turn:
+            if self._replace_at == math.inf:
+                return
+            closing = self._closing.is_set()
+            if not closing and self._clock.monotonic() < self._replace_at:
+                return
+            self._replace_at = math.inf
+            if closing:
+                self._settled.set()
+                return
+        self._start_relaunch()
 
     def _relaunch(self) -> None:
         try:
@@ -473,6 +520,12 @@ class RecorderClient:
     def forget_in_child(self) -> None:
         """In a forked child: the recorder is the parent's."""
         self._wire.forget()
-        self._outbox.close()
-        self._stopping = True
-        self._ended.set()
+        self._outbox.forget()
+        self._soon, self._threads, self._flusher = None, [], None
+        self._troubles = {"left": "the recorder stayed with the parent process"}
+        self._answers, self._answered, self._turn = {}, threading.Condition(), threading.Lock()
+        self._settled, self._ready = threading.Event(), threading.Event()
+        self._ended, self._closing = threading.Event(), threading.Event()
+        for event in (self._settled, self._ended, self._closing):
+            event.set()
+        self._stopping, self._replace_at = True, math.inf

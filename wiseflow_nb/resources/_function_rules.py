@@ -182,8 +182,10 @@ class FunctionRules:
     def _ensure_thread(self) -> None:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="wiseflow-rules", daemon=True)
-                self._thread.start()
+                self._thread = None
+                thread = threading.Thread(target=self._run, name="wiseflow-rules", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         while self._running and self._watches:
@@ -193,22 +195,31 @@ class FunctionRules:
                 self._seen = sample.monotonic_seconds
             with self._lock:
                 hanging = [watch for watch in self._watches.values() if self._looks_hung(watch)]
+                idle: list[tuple[_Watch, str]] = []
                 if sample is not None and fresh and self._running:
-                    for watch in self._watches.values():
-                        self._hand(watch, sample)
+                    told = [(watch, self._hand(watch, sample)) for watch in self._watches.values()]
+                    idle = [(watch, why) for watch, why in told if why and self._looks_idle(watch)]
             for watch in hanging:
                 self._tell_hang(watch)
+            for watch, why in idle:
+                self._tell_idle(watch, why)
             self._clock.wait(self._wake, LOOK_SECONDS)
 
-    def _hand(self, watch: _Watch, sample: Sample) -> None:
+    def _hand(self, watch: _Watch, sample: Sample) -> str:
+        """Have a sample judged; return why that cannot be, empty where it can."""
         if watch.since is not None:
-            return  # it still runs
-        watch.since = self._clock.monotonic()
+            return ""  # it still runs
         if watch.thread is None:
             name = f"wiseflow-rule-{one_line(watch.rule.name)}"
-            watch.thread = threading.Thread(target=self._work, args=(watch,), name=name, daemon=True)
-            watch.thread.start()
+            thread = threading.Thread(target=self._work, args=(watch,), name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads; the next sample is another try
+                return str(error)
+            watch.thread = thread
+        watch.since = self._clock.monotonic()
         watch.inbox.put(sample)
+        return ""
 
     def _work(self, watch: _Watch) -> None:
         while (sample := watch.inbox.get()) is not None:
@@ -253,6 +264,17 @@ class FunctionRules:
         self.hangs += 1
         self._engine.judge({watch.key: NAN}, now=now, wall=self._clock.time())
         return True
+
+    def _looks_idle(self, watch: _Watch) -> bool:
+        """Whether it is the first time that it has no thread; its rule is unknown without one."""
+        first, watch.failing = not watch.failing, True
+        self._engine.judge({watch.key: NAN}, now=self._clock.monotonic(), wall=self._clock.time())
+        return first
+
+    def _tell_idle(self, watch: _Watch, why: str) -> None:
+        message = f"the function of alert rule {watch.rule.name!r} has no thread ({why}); it is tried with each sample"
+        logger.error("%s", message)
+        self._on_event(EventRecord(self._clock.time(), "rule_failed", message))
 
     def _tell_hang(self, watch: _Watch) -> None:
         message = (
