@@ -63,7 +63,7 @@ def private_mounts(script: str, *arguments: str) -> dict:
 
 
 _PRELUDE = """
-import collections, json, os, subprocess, sys, time
+import collections, json, logging, os, subprocess, sys, time
 from pathlib import Path
 from wiseflow_nb.session import Session
 from wiseflow_nb.view import StoreView
@@ -135,7 +135,10 @@ def test_a_full_disk_disturbs_no_work_and_recording_goes_on_when_there_is_room(t
 _FULL_AT_END = """
 state = sys.argv[1]
 mount(state, "6m")
-heard = []
+heard, logged = [], []
+handler = logging.Handler()
+handler.emit = lambda record: logged.append(record.getMessage())
+logging.getLogger("wiseflow_nb.recorder").addHandler(handler)
 session = Session(title="full", state_dir=state, resource_check_interval=0.05).start()
 session.bus.subscribe(heard.append)
 fill(f"{state}/filler")
@@ -155,7 +158,7 @@ view = StoreView(session.directory)
 meta = view._store().meta()
 counts, report = view.snapshot().task_counts, view.report()
 print(json.dumps([view.info.state, submitted, counts, meta["end_reason"], meta.get("lost_rows", 0),
-                  meta.get("lost_tasks", 0), view.info.notice, str(report), report.facts.dropped_rows]))
+                  meta.get("lost_tasks", 0), view.info.notice, str(report), report.facts.dropped_rows, logged]))
 """
 
 
@@ -163,12 +166,14 @@ print(json.dumps([view.info.state, submitted, counts, meta["end_reason"], meta.g
 @pytest.mark.parametrize("count", [20, 1500])
 def test_a_session_that_ends_on_a_full_disk_has_its_end_mark(tmp_path: Path, count: int, how: str) -> None:
     told = private_mounts(_FULL_AT_END, str(tmp_path / "small"), str(count), how)
-    state, submitted, counts, reason, rows, tasks, notice, report, dropped = told
+    state, submitted, counts, reason, rows, tasks, notice, report, dropped, logged = told
     assert state == "ended"
     assert reason == ("closed (the recorder did not answer)" if how else "closed")
     # What did not fit is counted, and said.
     assert counts == {"completed": submitted - tasks}
     assert (tasks > 0) == (count == 1500)
+    assert sum("database or disk is full" in line and "nothing is recorded" not in line for line in logged) == 1
+    assert sum("given up at the end" in line for line in logged) == (rows > 0)
     assert dropped == rows >= tasks
     assert (f"of {tasks:,} tasks the last state is not on record" in notice) == (tasks > 0)
     assert notice in report

@@ -50,6 +50,8 @@ _TROUBLES = {
     "recorder_failed": "recorder_recovered",
     "recorder_fallback": "",
 }
+#: What the recorder tells of its file that is logged here.
+_LOGGED = {"store_failed", "store_deleted", "store_lost"}
 
 CommandHandler = Callable[[str, dict[str, Any], str], CommandResult]
 
@@ -419,6 +421,9 @@ class RecorderClient:
         elif kind == "event":
             event = from_json_dict(EventRecord, message["event"])
             self._note_trouble(event)
+            if event.kind in _LOGGED:
+                # The recorder's own process has no log that people see.
+                logger.warning("%s", event.message)
             self._on_event(event)
         elif kind == "command":
             result = self._on_command(message["verb"], message["arguments"], message["who"])
