@@ -13,7 +13,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from wiseflow_nb.errors import RecorderError
+from wiseflow_nb.errors import RecorderError, UsageError
 from wiseflow_nb.recorder import _launch, _restarts, client
 from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.records import SessionState
@@ -181,6 +181,7 @@ def test_a_thread_in_the_place_of_a_process_is_told_with_its_reason_until_a_proc
 def test_a_directory_deleted_with_its_recorder_dead_is_made_again() -> None:
     with Session(title="gone") as session:
         told = heard(session)
+        assert session.tasks.submit(int).result(timeout=10) == 0
         assert session.sync(10)
         os.kill(session.recorder.pid, signal.SIGSTOP)
         shutil.rmtree(session.directory)
@@ -193,5 +194,10 @@ def test_a_directory_deleted_with_its_recorder_dead_is_made_again() -> None:
         assert "store_remade" in set(session.events().kind)
     view = open_session(session.id)
     assert view.info.state is SessionState.ENDED
-    assert view.task_history().state.tolist() == ["completed"]
+    assert view.task_history().state.tolist() == ["completed"] * 2
     view.close()
+
+
+def test_a_directory_with_a_null_character_is_refused() -> None:
+    with pytest.raises(UsageError, match="holds a null character; name a directory"):
+        Session(title="null", state_dir="a\0b")

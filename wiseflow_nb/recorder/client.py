@@ -374,7 +374,7 @@ class RecorderClient:
         if self._config.resume:
             self._config = replace(self._config, resume=False)
             text = "the session's directory was deleted with its file while no recorder ran: a new file was begun"
-            self._notice("store_remade", text)
+            self._notice("store_remade", text, begun_anew=True)
 
     def _is_ready(self, started: Started) -> bool:
         self._started = started
@@ -536,8 +536,8 @@ class RecorderClient:
             if event.kind == over:
                 self._troubles.pop(trouble, None)
 
-    def _notice(self, kind: str, message: str) -> None:
-        event = EventRecord(self._clock.time(), kind, message)
+    def _notice(self, kind: str, message: str, **data: Any) -> None:
+        event = EventRecord(self._clock.time(), kind, message, data)
         self._note_trouble(event)
         self.put("event", event)
         self._publish(event)
