@@ -77,8 +77,8 @@ class Session(ByView):
 
     Raises
     ------
-    ConfigurationError
-        If a setting is not allowed; nothing was started.
+    ConfigurationError, UsageError
+        If a setting is not allowed, or STATE_DIR is no directory's name; nothing was started.
 
     Examples
     --------
@@ -101,6 +101,8 @@ class Session(ByView):
         self._started_seconds = clock.time()
         self.bus = EventBus()
         self.id = new_session_id(self._started_seconds)
+        if "\0" in self._settings.state_dir:
+            raise UsageError(f"STATE_DIR {self._settings.state_dir!r} holds a null character; name a directory")
         self._root, self._root_note = sessions_root(self._settings.state_dir, for_writing=True)
         self.directory = self._root / self.id
         self._acknowledged: set[str] = set()
@@ -497,6 +499,12 @@ class Session(ByView):
     def _recorder_event(self, event: EventRecord) -> None:
         if event.kind == "recorder_restarted":
             self.monitor.close_alerts("the recorder was replaced")
+        if event.kind == "store_remade" and event.data.get("begun_anew"):
+            # What this process still knows of is on record again.
+            for task in self.tasks.records():
+                self._recorder.put("task", task)
+            for cell in self.cell_records():
+                self._recorder.put("cell", cell)
         if event.kind == "acknowledged":
             self._acknowledged.add(str(event.data["alert_id"]))
             self.monitor.mark_acknowledged(str(event.data["alert_id"]))

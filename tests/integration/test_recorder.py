@@ -347,7 +347,7 @@ def test_a_session_ends_though_its_recorder_does_not_answer() -> None:
     view.close()
 
 
-def test_a_recorder_that_dies_again_and_again_goes_on_on_a_thread() -> None:
+def test_a_recorder_that_dies_again_and_again_goes_on_in_a_process() -> None:
     with Session(title="again", resource_check_interval=0.05) as session:
         pids = []
         for restarts in (1, 2):
@@ -357,7 +357,7 @@ def test_a_recorder_that_dies_again_and_again_goes_on_on_a_thread() -> None:
             wait_until(lambda: session.sync(5))
             assert session.tasks.submit(int).result(timeout=10) == 0
         assert len(set(pids)) == 2
-        assert session.recorder.mode == "thread"
+        assert session.recorder.mode == "process"
         assert session.sync(5)
         view = StoreView(session.directory)
         assert view.task_history().state.tolist() == ["completed"] * 2

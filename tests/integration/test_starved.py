@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import threading
 import time
@@ -11,8 +13,9 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from wiseflow_nb.errors import RecorderError
-from wiseflow_nb.recorder import _restarts
+from wiseflow_nb.errors import RecorderError, UsageError
+from wiseflow_nb.recorder import _launch, _restarts, client
+from wiseflow_nb.recorder._keeper import Keeper
 from wiseflow_nb.records import SessionState
 from wiseflow_nb.session import Session, open_session
 
@@ -124,3 +127,77 @@ def test_what_cannot_be_published_aside_is_published_by_the_flushing_thread(
         assert refused.count
         assert session.tasks.submit(int).result(timeout=10) == 0
         assert session.sync(10)
+
+
+def test_a_recorder_without_descriptors_waits_for_a_process_and_takes_no_thread(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, failed = client.start_process, []
+
+    def none_left(directory: str) -> _launch.Started:
+        if len(failed) < 4:
+            failed.append(directory)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return start(directory)
+
+    with Session(title="no descriptors") as session:
+        told = heard(session)
+        monkeypatch.setattr(client, "start_process", none_left)
+        os.kill(session.recorder.pid, signal.SIGKILL)
+        wait_until(lambda: "recorder_recovered" in told)
+        assert session.sync(10)
+        assert (session.recorder.mode, session.info.notice) == ("process", "")
+        assert "recorder_fallback" not in told
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_in_the_place_of_a_process_is_told_with_its_reason_until_a_process_takes_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(directory: str) -> _launch.Started:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as without:
+        without.setattr(client, "start_process", none_left)
+        session = Session(title="no descriptors")
+        told = heard(session)
+        session.start()
+    with session:
+        assert session.recorder.mode == "thread"
+        assert "Too many open files" in session.info.notice
+        assert told.count("recorder_fallback") == 1
+        assert session.sync(10)
+
+        def fail(keeper: Keeper, message: dict[str, object]) -> None:
+            raise RuntimeError("a defect of the recorder's own")
+
+        monkeypatch.setattr(Keeper, "_handle", fail)
+        assert session.tasks.submit(int).result(timeout=10) == 0
+        wait_until(lambda: "recorder_process" in told)
+        assert session.sync(10)
+        assert (session.recorder.mode, session.info.notice) == ("process", "")
+
+
+def test_a_directory_deleted_with_its_recorder_dead_is_made_again() -> None:
+    with Session(title="gone") as session:
+        told = heard(session)
+        assert session.tasks.submit(int).result(timeout=10) == 0
+        assert session.sync(10)
+        os.kill(session.recorder.pid, signal.SIGSTOP)
+        shutil.rmtree(session.directory)
+        os.kill(session.recorder.pid, signal.SIGKILL)
+        wait_until(lambda: "store_remade" in told)
+        wait_until(lambda: session.sync(5))
+        assert session.directory.stat().st_mode & 0o777 == 0o700
+        assert session.recorder.mode == "process"
+        assert session.tasks.submit(int).result(timeout=10) == 0
+        assert "store_remade" in set(session.events().kind)
+    view = open_session(session.id)
+    assert view.info.state is SessionState.ENDED
+    assert view.task_history().state.tolist() == ["completed"] * 2
+    view.close()
+
+
+def test_a_directory_with_a_null_character_is_refused() -> None:
+    with pytest.raises(UsageError, match="holds a null character; name a directory"):
+        Session(title="null", state_dir="a\0b")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import sqlite3
@@ -19,6 +21,8 @@ from wiseflow_nb.recorder.protocol import config_from, decode, encode
 from wiseflow_nb.store.paths import LOG_NAME
 
 LOOK_SECONDS = 0.1
+#: Why a process cannot be started now, though perhaps later.
+PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
 logger = logging.getLogger("wiseflow_nb.recorder")
 
 
@@ -36,6 +40,8 @@ class Started:
     first_word: threading.Event = field(default_factory=threading.Event)
     ready: bool = False
     failure: str = ""
+    #: Whether somebody else ended its process by a signal.
+    was_killed: bool = False
 
     def wait(self, seconds: float) -> None:
         """Wait for its first word, so long at most, and not for one that has ended."""
@@ -54,6 +60,9 @@ class Started:
     def end(self) -> None:
         """Let the process, if it is one, be no more."""
         if self.process is not None:
+            if self.first_word.is_set():  # its pipe was closed, a moment before it is no more
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.was_killed = self.process.wait(1.0) < 0
             self.process.kill()
             self.process.wait()
 
@@ -66,16 +75,16 @@ class Started:
         return f" ({': '.join(told)})" if told else ""
 
 
-def start_process(directory: str) -> Started | None:
-    """Start a process that waits for its configuration; None where there can be none.
+def start_process(directory: str) -> Started:
+    """Start a process that waits for its configuration.
 
     Raises
     ------
     OSError
-        If there are no descriptors left to speak to it.
+        If there can be none; what is in ``PASSING`` may pass.
     """
     if not sys.executable:
-        return None
+        raise OSError(errno.ENOENT, "the interpreter's own file is unknown")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
         log = os.open(Path(directory) / LOG_NAME, flags, 0o600)
@@ -93,9 +102,8 @@ def start_process(directory: str) -> Started | None:
             )
         finally:
             os.close(log)
-    except (OSError, ValueError) as error:
-        logger.warning("the recorder's process cannot be started: %s", error)
-        return None
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error)) from error
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdin, process.stdout:

@@ -13,13 +13,14 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.errors import RecorderError, WiseflowError
 from wiseflow_nb.recorder._end import mark_end
 from wiseflow_nb.recorder._forked import forget_in_children, forget_no_more
-from wiseflow_nb.recorder._launch import Started, start_process, start_thread
+from wiseflow_nb.recorder._launch import PASSING, Started, start_process, start_thread
 from wiseflow_nb.recorder._outbox import Outbox
 from wiseflow_nb.recorder._restarts import Restarts
 from wiseflow_nb.recorder._silence import Silence
@@ -33,7 +34,7 @@ from wiseflow_nb.records import (
     from_json_dict,
     to_json_dict,
 )
-from wiseflow_nb.store.paths import LOG_NAME
+from wiseflow_nb.store.paths import DATABASE_NAME, LOG_NAME, in_memory, private_directory
 
 logger = logging.getLogger("wiseflow_nb.recorder")
 COALESCE_SECONDS = 0.05
@@ -48,7 +49,7 @@ _TROUBLES = {
     "store_deleted": "store_remade",
     "recorder_silent": "recorder_heard",
     "recorder_failed": "recorder_recovered",
-    "recorder_fallback": "",
+    "recorder_fallback": "recorder_process",
 }
 #: What the recorder tells of its file that is logged here.
 _LOGGED = {"store_failed", "store_deleted", "store_lost"}
@@ -332,21 +333,50 @@ class RecorderClient:
         """Start a recorder and wait for its first word; return why it cannot run, empty where it does."""
         try:
             return self._try_to_launch()
-        except (OSError, RuntimeError) as error:  # no descriptors, no more threads
+        except (OSError, RuntimeError, WiseflowError) as error:  # no descriptors, threads or directory
             return str(error)
 
     def _try_to_launch(self) -> str:
+        if self.restarts:
+            self._begin_anew_if_gone()
         if not self._in_process:
-            started = start_process(self._config.directory)
-            if started is not None and (self._is_ready(started) or started.failure):
-                # What a process cannot write, a thread cannot either.
-                return started.failure
-            self._in_process = True
-            self._notice("recorder_fallback", "the recorder cannot run in a process of its own: it runs on a thread")
+            started, why, passes = self._launch_process()
+            # What a process cannot write, a thread cannot either. And what passes is waited for where a recorder
+            # is to be replaced; a session begins at once.
+            if not why or (started is not None and started.failure) or (passes and self.restarts):
+                return why
+            if "recorder_fallback" not in self._troubles:
+                text = f"the recorder cannot run in a process of its own ({why}): it runs on a thread"
+                self._notice("recorder_fallback", text)
         started = start_thread(self._clock)
         if self._is_ready(started):
             return ""
         return started.failure or f"it ended without a word, or said none in {READY_SECONDS:g} s; see {LOG_NAME}"
+
+    def _launch_process(self) -> tuple[Started | None, str, bool]:
+        """Return what was started, why it does not run in a process (empty: it does), and whether that may pass."""
+        try:
+            started = start_process(self._config.directory)
+        except OSError as error:
+            logger.warning("the recorder's process cannot be started: %s", error)
+            return None, str(error), error.errno in PASSING
+        if self._is_ready(started):
+            if "recorder_fallback" in self._troubles:
+                self._notice("recorder_process", "the recorder runs in a process of its own again")
+            return started, "", False
+        why = started.failure or f"no word came{started.how_it_ended()}; see {LOG_NAME}"
+        return started, why, started.was_killed
+
+    def _begin_anew_if_gone(self) -> None:
+        """The directory may have been deleted, and no recorder lives that would have put it back."""
+        directory = Path(self._config.directory)
+        if in_memory(directory) or (directory / DATABASE_NAME).exists():
+            return
+        private_directory(directory)
+        if self._config.resume:
+            self._config = replace(self._config, resume=False)
+            text = "the session's directory was deleted with its file while no recorder ran: a new file was begun"
+            self._notice("store_remade", text, begun_anew=True)
 
     def _is_ready(self, started: Started) -> bool:
         self._started = started
@@ -457,7 +487,6 @@ class RecorderClient:
         how = started.how_it_ended()
         self._restarts.ended(self._clock.monotonic())
         self._config = replace(self._config, resume=True)
-        self._in_process = self._in_process or self._restarts.count > 1
         if self._restarts.delay:
             self._fail(f"the recorder ended again and again{how}")
         else:
@@ -512,8 +541,8 @@ class RecorderClient:
             if event.kind == over:
                 self._troubles.pop(trouble, None)
 
-    def _notice(self, kind: str, message: str) -> None:
-        event = EventRecord(self._clock.time(), kind, message)
+    def _notice(self, kind: str, message: str, **data: Any) -> None:
+        event = EventRecord(self._clock.time(), kind, message, data)
         self._note_trouble(event)
         self.put("event", event)
         self._publish(event)
