@@ -21,7 +21,7 @@ FLOORS: dict[int, set[str]] = {
     3: {"governor", "recorder", "tasks", "text", "verbs", "view"},
     2: {"pool", "report", "resources", "store"},
     1: {"config", "context", "events", "frames", "lines", "metrics", "sizing"},
-    0: {"clock", "errors", "futures", "quantities", "records"},
+    0: {"clock", "errors", "forks", "futures", "quantities", "records"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 #: Fakes for users' tests: they stand on floors 0-2, and no module of the package may lean on them.

@@ -21,9 +21,9 @@ from wiseflow_nb.config import Settings, canonical_name, is_secret, load_setting
 from wiseflow_nb.context import current_task
 from wiseflow_nb.errors import ConfigurationError, UsageError
 from wiseflow_nb.events import EventBus
+from wiseflow_nb.forks import tell_no_more, tell_of_forks
 from wiseflow_nb.governor import Governor
 from wiseflow_nb.pool import ThreadPoolManager
-from wiseflow_nb.recorder._forked import forget_in_children, forget_no_more
 from wiseflow_nb.recorder.client import RecorderClient
 from wiseflow_nb.recorder.protocol import RecorderConfig, RecorderSettings
 from wiseflow_nb.records import (
@@ -195,7 +195,7 @@ class Session(ByView):
                 raise UsageError(f"session {self.id} {what}; make a new Session")
             private_directory(self.directory)
             self._recorder.start()
-            forget_in_children(self)
+            tell_of_forks(self)
             self.monitor.start()
             self._state = "open"
             self._governor.start()
@@ -229,7 +229,7 @@ class Session(ByView):
         self._governor.stop(timeout)
         # Whatever one step raises, those after it (read from the bottom up) still happen.
         with contextlib.ExitStack() as steps:
-            steps.callback(forget_no_more, self)
+            steps.callback(tell_no_more, self)
             steps.callback(_forget, self)
             steps.callback(atexit.unregister, self._at_exit)
             steps.callback(self.view.close)
@@ -250,7 +250,7 @@ class Session(ByView):
     def _at_exit(self) -> None:
         self.close("the process ended")
 
-    def forget_in_child(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: work, recorder and threads stayed with the parent, and the end is the parent's to tell."""
         global _current, _current_lock
         # Other threads may have held any lock at the fork, and none of them came along.

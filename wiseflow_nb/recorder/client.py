@@ -18,8 +18,8 @@ from typing import Any
 
 from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.errors import RecorderError, WiseflowError
+from wiseflow_nb.forks import tell_no_more, tell_of_forks
 from wiseflow_nb.recorder._end import mark_end
-from wiseflow_nb.recorder._forked import forget_in_children, forget_no_more
 from wiseflow_nb.recorder._launch import PASSING, Started, start_process, start_thread
 from wiseflow_nb.recorder._outbox import Outbox
 from wiseflow_nb.recorder._restarts import Restarts
@@ -146,7 +146,7 @@ class RecorderClient:
         RecorderError
             If it runs neither in a process nor on a thread.
         """
-        forget_in_children(self)
+        tell_of_forks(self)
         self._change()
         self._flusher = threading.Thread(target=self._flush_loop, name="wiseflow-flush", daemon=True)
         try:
@@ -158,7 +158,7 @@ class RecorderClient:
         if failure:
             self._flusher = None  # it ends with its next look
             self._outbox.ring()
-            forget_no_more(self)
+            tell_no_more(self)
             raise RecorderError(f"the recorder does not start: {failure}")
         self._threads.append(self._flusher)
 
@@ -314,7 +314,7 @@ class RecorderClient:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout)
-        forget_no_more(self)
+        tell_no_more(self)
         return in_order
 
     def look(self, sample: Sample | None, interval: float) -> None:
@@ -551,7 +551,7 @@ class RecorderClient:
         logger.warning("%s", event.message)
         self._on_event(event)
 
-    def forget_in_child(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: the recorder is the parent's."""
         self._wire.forget()
         self._outbox.forget()

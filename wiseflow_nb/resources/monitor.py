@@ -20,6 +20,7 @@ from wiseflow_nb.clock import SYSTEM_CLOCK, Clock
 from wiseflow_nb.config import Settings, load_settings
 from wiseflow_nb.errors import UsageError
 from wiseflow_nb.events import EventBus
+from wiseflow_nb.forks import tell_of_forks
 from wiseflow_nb.records import (
     SAMPLE_COLUMNS,
     AlertState,
@@ -33,7 +34,6 @@ from wiseflow_nb.records import (
 )
 from wiseflow_nb.resources._announcer import AlertCallback, Announcer, CallbackStats
 from wiseflow_nb.resources._by_settings import UserRules, user_rule
-from wiseflow_nb.resources._forks import tell_of_forks
 from wiseflow_nb.resources._function_rules import FunctionRules, Watcher
 from wiseflow_nb.resources._probe import PATIENCE_SECONDS, Probe
 from wiseflow_nb.resources._ring import RingReader

@@ -118,7 +118,7 @@ class Entering(Steering):
     ) -> Task[Any]:
         # A finaliser submits in the midst of a change: it has its task, which is entered after that.
         if self.closed:
-            raise PoolClosedError("the task manager has been shut down; make a new TaskManager")
+            raise PoolClosedError(self.refusal)
         parents = self._parents(f"{self._prefix}{self._numbers + 1}", needed, options.dependencies)
         self._numbers = number = self._numbers + 1
         task_id = f"{self._prefix}{number}"

@@ -19,6 +19,11 @@ def tell_of_forks(one: Forked) -> None:
     _told().add(one)
 
 
+def tell_no_more(one: Forked) -> None:
+    """``one`` is over: what it had is no child's."""
+    _told().discard(one)
+
+
 @functools.cache
 def _told() -> weakref.WeakSet[Forked]:
     told: weakref.WeakSet[Forked] = weakref.WeakSet()
