@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 import select
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from wiseflow_nb.context import RemoteRun, TaskContext, _current, current_task
 from wiseflow_nb.errors import TaskCancelledError, UsageError, WorkerLostError
+from wiseflow_nb.forks import tell_of_forks
 from wiseflow_nb.pool._future import PoolFuture
 from wiseflow_nb.pool._process_wire import call_culprit, dump_call
 from wiseflow_nb.pool._process_worker import AHEAD_CALLS, END_SECONDS, Reply, WorkerProcess, load, strike_all
@@ -83,9 +82,9 @@ class ProcessWorkers:
         self._busy: set[WorkerProcess] = set()
         self._reaper: threading.Thread | None = None
         self._closed = False
-        _lenders().add(self)
+        tell_of_forks(self)
 
-    def forget_in_child(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: the workers are the parent's, and a thread that is not there may have held the lock."""
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
@@ -327,19 +326,6 @@ def _end(workers: list[WorkerProcess]) -> None:
 
 
 _hooked = False
-
-
-@functools.cache
-def _lenders() -> weakref.WeakSet[ProcessWorkers]:
-    lenders: weakref.WeakSet[ProcessWorkers] = weakref.WeakSet()
-
-    def forget() -> None:
-        for lender in list(lenders):
-            lender.forget_in_child()
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=forget)
-    return lenders
 
 
 def _hook_exit() -> None:
